@@ -1,0 +1,346 @@
+//! AVX2 + FMA + F16C.
+//!
+//! Integer formats: weights as unsigned bytes, activations as signed ones, `maddubs` to i16 (no pair can
+//! overflow: 128*127*2 < 2^15), `madd` with the sub-block scale to i32, and one conversion to f32 per block.
+#![allow(unsafe_code)]
+
+use super::{Columns, Kernels, Level, tiles};
+use ds4_quant::act::{Act32, Act256};
+use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, f16_to_f32, scale_min};
+use std::arch::x86_64::*;
+
+pub(super) const KERNELS: Kernels = Kernels {
+    level: Level::Avx2,
+    // SAFETY (all of these): the table is handed out by `Kernels::new` only where the CPU has the features.
+    f32: |row, x, out| unsafe { f32_dots(row, x, out) },
+    // SAFETY: as above.
+    f16: |row, x, out| unsafe { f16_dots(row, x, out) },
+    // SAFETY: as above.
+    q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
+    // SAFETY: as above.
+    q2_k: |row, x, out| unsafe { q2_k_dots(row, x, out) },
+    // SAFETY: as above.
+    q4_k: |row, x, out| unsafe { q4_k_dots(row, x, out) },
+    // SAFETY: as above.
+    iq2_xxs: |row, x, out| unsafe { iq2_xxs_dots(row, x, out) },
+    // SAFETY: as above.
+    dot: |a, b| unsafe { dot(a, b) },
+    // SAFETY: as above.
+    axpy: |a, x, y| unsafe { axpy(a, x, y) },
+};
+
+/// Loads 32 bytes; checked in debug builds, and the slice pattern keeps the compiler's own check cheap.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_i8(q: &[i8], at: usize) -> __m256i {
+    let q = &q[at..at + 32];
+    // SAFETY: `q` has 32 bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_u8(q: &[u8], at: usize) -> __m256i {
+    let q = &q[at..at + 32];
+    // SAFETY: `q` has 32 bytes; the load needs no alignment.
+    unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn load_f32(x: &[f32], at: usize) -> __m256 {
+    let x = &x[at..at + 8];
+    // SAFETY: `x` has 8 values; the load needs no alignment.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn sum(v: __m256) -> f32 {
+    let s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn half(b: [u8; 2]) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(b)))))
+}
+
+/// Products of floats that `weights(i)` yields 8 at a time, with two sums per column; the tail in order.
+macro_rules! float_tile {
+    ($name:ident, $bytes:literal, $load:expr, $one:expr) => {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn $name<const N: usize>(row: &[u8], x: [&[f32]; N]) -> [f32; N] {
+            let len = row.len() / $bytes;
+            let mut acc = [[_mm256_setzero_ps(); 2]; N];
+            let full = len / 16 * 16;
+            for i in (0..full).step_by(16) {
+                let (w0, w1) = ($load(row, i), $load(row, i + 8));
+                for j in 0..N {
+                    acc[j][0] = _mm256_fmadd_ps(w0, load_f32(x[j], i), acc[j][0]);
+                    acc[j][1] = _mm256_fmadd_ps(w1, load_f32(x[j], i + 8), acc[j][1]);
+                }
+            }
+            let mut out = [0.0; N];
+            for j in 0..N {
+                out[j] = sum(_mm256_add_ps(acc[j][0], acc[j][1]));
+                for i in full..len {
+                    out[j] += $one(row, i) * x[j][i];
+                }
+            }
+            out
+        }
+    };
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f32_at(row: &[u8], i: usize) -> __m256 {
+    // SAFETY: `load_u8` checked 32 bytes; the bits of floats are loaded as they are.
+    _mm256_castsi256_ps(load_u8(row, 4 * i))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn f16_at(row: &[u8], i: usize) -> __m256 {
+    let row = &row[2 * i..2 * i + 16];
+    // SAFETY: `row` has 16 bytes; the load needs no alignment.
+    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(row.as_ptr().cast()) })
+}
+
+float_tile!(f32_tile, 4, f32_at, |row: &[u8], i: usize| f32::from_le_bytes([
+    row[4 * i],
+    row[4 * i + 1],
+    row[4 * i + 2],
+    row[4 * i + 3]
+]));
+float_tile!(f16_tile, 2, f16_at, |row: &[u8], i: usize| f16_to_f32([row[2 * i], row[2 * i + 1]]));
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn f32_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    tiles!(x, out, float, f32_tile, row);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn f16_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    tiles!(x, out, float, f16_tile, row);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
+    let ones = _mm256_set1_epi16(1);
+    let mut acc = [_mm256_setzero_ps(); N];
+    for (b, block) in row.iter().enumerate() {
+        let w = load_i8(&block.q, 0);
+        let magnitude = _mm256_abs_epi8(w);
+        let d = half(block.d);
+        for j in 0..N {
+            let q = _mm256_sign_epi8(load_i8(x[j].q, 32 * b), w);
+            let int = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, q), ones);
+            acc[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(int), _mm256_set1_ps(d * x[j].d[b]), acc[j]);
+        }
+    }
+    acc.map(|a| sum(a))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q8_0_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
+    tiles!(x, out, act32, q8_0_tile, row);
+}
+
+/// i16 lanes: `lo` in the lower half, `hi` in the upper.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn scales16(lo: u8, hi: u8) -> __m256i {
+    _mm256_set_m128i(_mm_set1_epi16(i16::from(hi)), _mm_set1_epi16(i16::from(lo)))
+}
+
+/// Products of 16 minima with the sums of the activations under them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn min_products(mins: __m128i, sums: &[i16]) -> __m256i {
+    let sums = &sums[..16];
+    // SAFETY: `sums` has 16 values of two bytes; the load needs no alignment.
+    let sums = unsafe { _mm256_loadu_si256(sums.as_ptr().cast()) };
+    _mm256_madd_epi16(_mm256_cvtepu8_epi16(mins), sums)
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q2_k_tile<const N: usize>(row: &[BlockQ2K], x: [Act256<'_>; N]) -> [f32; N] {
+    let two_bits = _mm256_set1_epi8(3);
+    let mut acc = [_mm256_setzero_ps(); N];
+    for (b, block) in row.iter().enumerate() {
+        // SAFETY: `scales` has 16 bytes; the load needs no alignment.
+        let scales = unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) };
+        let mins = _mm_and_si128(_mm_srli_epi16::<4>(scales), _mm_set1_epi8(15));
+        let mut int = [_mm256_setzero_si256(); N];
+        for half in 0..2 {
+            let mut bits = load_u8(&block.q, 32 * half);
+            for plane in 0..4 {
+                let w = _mm256_and_si256(bits, two_bits);
+                bits = _mm256_srli_epi16::<2>(bits);
+                let s = 8 * half + 2 * plane;
+                let scale = scales16(block.scales[s] & 15, block.scales[s + 1] & 15);
+                for j in 0..N {
+                    let q = load_i8(x[j].q, 256 * b + 128 * half + 32 * plane);
+                    let p = _mm256_madd_epi16(_mm256_maddubs_epi16(w, q), scale);
+                    int[j] = _mm256_add_epi32(int[j], p);
+                }
+            }
+        }
+        let (d, dmin) = (half(block.d), half(block.dmin));
+        for j in 0..N {
+            let mins = min_products(mins, &x[j].sums[16 * b..]);
+            acc[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(int[j]), _mm256_set1_ps(d * x[j].d[b]), acc[j]);
+            acc[j] = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(mins), _mm256_set1_ps(dmin * x[j].d[b]), acc[j]);
+        }
+    }
+    acc.map(|a| sum(a))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn q2_k_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    let row: &[BlockQ2K] = bytemuck::cast_slice(row);
+    tiles!(x, out, act256, q2_k_tile, row);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn q4_k_tile<const N: usize>(row: &[BlockQ4K], x: [Act256<'_>; N]) -> [f32; N] {
+    let nibble = _mm256_set1_epi8(15);
+    let mut acc = [_mm256_setzero_ps(); N];
+    for (b, block) in row.iter().enumerate() {
+        let mut mins = [0u8; 16];
+        let mut int = [_mm256_setzero_si256(); N];
+        for pair in 0..4 {
+            let bytes = load_u8(&block.q, 32 * pair);
+            let planes = [_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble)];
+            for (k, w) in planes.into_iter().enumerate() {
+                let g = 2 * pair + k;
+                let (scale, min) = scale_min(&block.scales, g);
+                (mins[2 * g], mins[2 * g + 1]) = (min, min);
+                let scale = _mm256_set1_epi16(i16::from(scale));
+                for j in 0..N {
+                    let q = load_i8(x[j].q, 256 * b + 32 * g);
+                    let p = _mm256_madd_epi16(_mm256_maddubs_epi16(w, q), scale);
+                    int[j] = _mm256_add_epi32(int[j], p);
+                }
+            }
+        }
+        let (d, dmin) = (half(block.d), half(block.dmin));
+        // SAFETY: `mins` has 16 bytes; the load needs no alignment.
+        let mins = unsafe { _mm_loadu_si128(mins.as_ptr().cast()) };
+        for j in 0..N {
+            let mins = min_products(mins, &x[j].sums[16 * b..]);
+            acc[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(int[j]), _mm256_set1_ps(d * x[j].d[b]), acc[j]);
+            acc[j] = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(mins), _mm256_set1_ps(dmin * x[j].d[b]), acc[j]);
+        }
+    }
+    acc.map(|a| sum(a))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn q4_k_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    let row: &[BlockQ4K] = bytemuck::cast_slice(row);
+    tiles!(x, out, act256, q4_k_tile, row);
+}
+
+/// Eight bytes of +1 or -1 for every seven stored sign bits.
+static SIGNS: [u64; 128] = {
+    let mut table = [0; 128];
+    let mut s7 = 0;
+    while s7 < 128 {
+        let parity = (s7 as u32).count_ones() & 1;
+        let s8 = s7 as u32 | parity << 7;
+        let (mut bytes, mut k) = ([1u8; 8], 0);
+        while k < 8 {
+            if s8 >> k & 1 == 1 {
+                bytes[k] = 255;
+            }
+            k += 1;
+        }
+        table[s7] = u64::from_le_bytes(bytes);
+        s7 += 1;
+    }
+    table
+};
+
+/// Magnitudes and signs of a group of 32 weights.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq2_group(codes: u32, aux: u32) -> (__m256i, __m256i) {
+    let level = |v: u32| i64::from_le_bytes(IQ2XXS_GRID[(codes >> (8 * v)) as usize & 255]);
+    let sign = |v: u32| SIGNS[(aux >> (7 * v)) as usize & 127] as i64;
+    (
+        _mm256_set_epi64x(level(3), level(2), level(1), level(0)),
+        _mm256_set_epi64x(sign(3), sign(2), sign(1), sign(0)),
+    )
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn iq2_xxs_tile<const N: usize>(row: &[BlockIq2Xxs], x: [Act256<'_>; N]) -> [f32; N] {
+    let mut acc = [_mm256_setzero_ps(); N];
+    for (b, block) in row.iter().enumerate() {
+        let mut int = [_mm256_setzero_si256(); N];
+        for g in 0..8 {
+            let (codes, aux) = block.group(g);
+            let (levels, signs) = iq2_group(codes, aux);
+            let scale = _mm256_set1_epi16(2 * (aux >> 28) as i16 + 1);
+            for j in 0..N {
+                let q = _mm256_sign_epi8(load_i8(x[j].q, 256 * b + 32 * g), signs);
+                let p = _mm256_madd_epi16(_mm256_maddubs_epi16(levels, q), scale);
+                int[j] = _mm256_add_epi32(int[j], p);
+            }
+        }
+        let d = half(block.d) * 0.125;
+        for j in 0..N {
+            acc[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(int[j]), _mm256_set1_ps(d * x[j].d[b]), acc[j]);
+        }
+    }
+    acc.map(|a| sum(a))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn iq2_xxs_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    let row: &[BlockIq2Xxs] = bytemuck::cast_slice(row);
+    tiles!(x, out, act256, iq2_xxs_tile, row);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    f32_tile::<1>(bytemuck::cast_slice(a), [b])[0]
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    let wide = _mm256_set1_ps(a);
+    let mut parts = y.chunks_exact_mut(8);
+    let mut i = 0;
+    for part in &mut parts {
+        let v = _mm256_fmadd_ps(wide, load_f32(x, i), load_f32(part, 0));
+        // SAFETY: `part` has 8 values; the store needs no alignment.
+        unsafe { _mm256_storeu_ps(part.as_mut_ptr(), v) };
+        i += 8;
+    }
+    for (y, x) in parts.into_remainder().iter_mut().zip(&x[i..]) {
+        *y = a.mul_add(*x, *y);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ds4_quant::iq2_signs;
+
+    #[test]
+    fn sign_table_agrees_with_the_reference() {
+        for (s7, bytes) in SIGNS.iter().enumerate() {
+            let bits = iq2_signs(s7 as u32);
+            for (k, b) in bytes.to_le_bytes().into_iter().enumerate() {
+                assert_eq!(b == 255, bits >> k & 1 == 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Dot products of a weight row with activations, at several levels of SIMD.
+//!
+//! A [`Dots`] kernel multiplies one weight row with any number of activation rows. It handles them in tiles,
+//! unpacking the weights once per tile, but its arithmetic for one activation row never depends on the
+//! others: results are the same bits in decode, prefill and batches. The level is picked once, when the
+//! backend is made, by what the CPU can do.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+
+use ds4_gguf::TensorType;
+use ds4_quant::act::{Act32, Act256};
+use ds4_quant::{dequantize_row, is_supported};
+
+/// Multiplies a weight row with the activation rows of `x`; `out[j]` is the product with the `j`th.
+pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
+
+/// Form of activations that a kernel reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// f32.
+    Float,
+    /// int8 with a scale per 32 values.
+    Int32,
+    /// int8 with a scale per 256 values, and sums per 16.
+    Int256,
+}
+
+/// Some rows of a panel of activations, in the form that the kernel reads.
+#[derive(Clone, Copy)]
+pub struct Columns<'a> {
+    /// `[rows, stride]`, for [`Input::Float`].
+    pub floats: &'a [f32],
+    /// `[rows, stride]`, for the integer forms.
+    pub q: &'a [i8],
+    /// Scales, `[rows, stride / 32]` or `[rows, stride / 256]`.
+    pub d: &'a [f32],
+    /// Sums, `[rows, stride / 16]`, for [`Input::Int256`].
+    pub sums: &'a [i16],
+    /// Values of a row of the panel.
+    pub stride: usize,
+    /// First value that meets the weights.
+    pub offset: usize,
+    /// Values that meet the weights: the length of a weight row.
+    pub len: usize,
+    /// Rows of the panel to multiply with.
+    pub index: &'a [u32],
+}
+
+impl<'a> Columns<'a> {
+    fn range(&self, j: usize, per: usize) -> std::ops::Range<usize> {
+        let start = self.index[j] as usize * (self.stride / per) + self.offset / per;
+        start..start + self.len / per
+    }
+
+    /// The `j`th row as floats.
+    pub fn float(&self, j: usize) -> &'a [f32] {
+        &self.floats[self.range(j, 1)]
+    }
+
+    /// The `j`th row quantized per 32.
+    pub fn act32(&self, j: usize) -> Act32<'a> {
+        Act32 { q: &self.q[self.range(j, 1)], d: &self.d[self.range(j, 32)] }
+    }
+
+    /// The `j`th row quantized per 256.
+    pub fn act256(&self, j: usize) -> Act256<'a> {
+        Act256 { q: &self.q[self.range(j, 1)], d: &self.d[self.range(j, 256)], sums: &self.sums[self.range(j, 16)] }
+    }
+}
+
+/// Runs a tile kernel over all columns: four at a time, then one at a time.
+macro_rules! tiles {
+    ($x:expr, $out:expr, $form:ident, $tile:ident, $row:expr) => {{
+        let mut j = 0;
+        while j + 4 <= $out.len() {
+            let x = [$x.$form(j), $x.$form(j + 1), $x.$form(j + 2), $x.$form(j + 3)];
+            $out[j..j + 4].copy_from_slice(&$tile::<4>($row, x));
+            j += 4;
+        }
+        while j < $out.len() {
+            $out[j] = $tile::<1>($row, [$x.$form(j)])[0];
+            j += 1;
+        }
+    }};
+}
+pub(crate) use tiles;
+
+/// Instruction set that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Plain Rust: the reference.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, VL and DQ.
+    Avx512,
+    /// The same with VNNI.
+    Avx512Vnni,
+    /// 64-bit Arm.
+    Neon,
+}
+
+impl Level {
+    /// Every level this CPU can run, worst first.
+    pub fn available() -> Vec<Level> {
+        let mut levels = vec![Level::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq");
+            levels.extend(avx2.then_some(Level::Avx2));
+            levels.extend(avx512.then_some(Level::Avx512));
+            levels.extend((avx512 && is_x86_feature_detected!("avx512vnni")).then_some(Level::Avx512Vnni));
+        }
+        #[cfg(target_arch = "aarch64")]
+        levels.push(Level::Neon);
+        levels
+    }
+
+    /// The best level this CPU can run.
+    pub fn best() -> Level {
+        Level::available().last().copied().unwrap_or(Level::Scalar)
+    }
+}
+
+/// The kernels of one level.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernels {
+    /// Their level.
+    pub level: Level,
+    /// F32 weights, float activations.
+    pub f32: Dots,
+    /// F16 weights, float activations.
+    pub f16: Dots,
+    /// Q8_0 weights, int8 activations per 32.
+    pub q8_0: Dots,
+    /// Q2_K weights, int8 activations per 256.
+    pub q2_k: Dots,
+    /// Q4_K weights, int8 activations per 256.
+    pub q4_k: Dots,
+    /// IQ2_XXS weights, int8 activations per 256.
+    pub iq2_xxs: Dots,
+    /// Dot product of two float vectors of equal length.
+    pub dot: fn(&[f32], &[f32]) -> f32,
+    /// `y += a * x`.
+    pub axpy: fn(f32, &[f32], &mut [f32]),
+}
+
+impl Kernels {
+    /// The kernels of a level. Levels that this CPU cannot run give the scalar ones.
+    pub fn new(level: Level) -> Self {
+        if !Level::available().contains(&level) {
+            return scalar::KERNELS;
+        }
+        match level {
+            Level::Scalar => scalar::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => avx512::KERNELS_VNNI,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => neon::KERNELS,
+            #[allow(unreachable_patterns)]
+            _ => scalar::KERNELS,
+        }
+    }
+
+    /// How to multiply with weights of a type: in integers where the format was designed for them and `exact`
+    /// is off, else in floats.
+    pub fn product(&self, ty: TensorType, exact: bool) -> Option<Product> {
+        use TensorType as T;
+        let direct = |input, dots| Some(Product { input, dots, decode: None });
+        match ty {
+            T::F32 => direct(Input::Float, self.f32),
+            T::F16 => direct(Input::Float, self.f16),
+            T::Q8_0 if !exact => direct(Input::Int32, self.q8_0),
+            T::Q2K if !exact => direct(Input::Int256, self.q2_k),
+            T::Q4K if !exact => direct(Input::Int256, self.q4_k),
+            T::Iq2Xxs if !exact => direct(Input::Int256, self.iq2_xxs),
+            ty if is_supported(ty) => Some(Product { input: Input::Float, dots: self.f32, decode: Some(ty) }),
+            _ => None,
+        }
+    }
+}
+
+/// How a matrix of some type is multiplied.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// Form of the activations.
+    pub input: Input,
+    dots: Dots,
+    /// Type to decode to f32 first: exact mode, and formats without a kernel of their own.
+    decode: Option<TensorType>,
+}
+
+impl Product {
+    /// Multiplies one weight row with the activation rows of `x`.
+    pub fn dots(&self, row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+        match self.decode {
+            None => (self.dots)(row, x, out),
+            Some(ty) => ROW.with_borrow_mut(|buffer| {
+                buffer.resize(x.len, 0.0);
+                let decoded = dequantize_row(ty, row, buffer);
+                debug_assert!(decoded.is_ok(), "matrices are checked when they are bound");
+                (self.dots)(bytemuck::cast_slice(buffer), x, out);
+            }),
+        }
+    }
+}
+
+thread_local! {
+    static ROW: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+}

@@ -1,0 +1,41 @@
+//! Plain Rust: the reference of `ds4_quant`, wrapped as kernels.
+
+use super::{Columns, Kernels, Level};
+use ds4_gguf::TensorType;
+use ds4_quant::act::{Act32, Act256};
+use ds4_quant::{dot_row, f16_to_f32};
+
+pub(super) const KERNELS: Kernels = Kernels {
+    level: Level::Scalar,
+    f32: float::<4>,
+    f16: float::<2>,
+    q8_0: |row, x, out| quantized(TensorType::Q8_0, row, x, out),
+    q2_k: |row, x, out| quantized(TensorType::Q2K, row, x, out),
+    q4_k: |row, x, out| quantized(TensorType::Q4K, row, x, out),
+    iq2_xxs: |row, x, out| quantized(TensorType::Iq2Xxs, row, x, out),
+    dot: |a, b| a.iter().zip(b).map(|(a, b)| a * b).sum(),
+    axpy: |a, x, y| y.iter_mut().zip(x).for_each(|(y, x)| *y += a * x),
+};
+
+fn float<const BYTES: usize>(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    for (j, o) in out.iter_mut().enumerate() {
+        let weights = row.chunks_exact(BYTES).map(|b| match *b {
+            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+            [a, b] => f16_to_f32([a, b]),
+            _ => 0.0,
+        });
+        *o = weights.zip(x.float(j)).map(|(w, &x)| f64::from(w) * f64::from(x)).sum::<f64>() as f32;
+    }
+}
+
+fn quantized(ty: TensorType, row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    let (no32, no256) = (Act32 { q: &[], d: &[] }, Act256 { q: &[], d: &[], sums: &[] });
+    for (j, o) in out.iter_mut().enumerate() {
+        let dot = match ty {
+            TensorType::Q8_0 => dot_row(ty, row, x.act32(j), no256),
+            _ => dot_row(ty, row, no32, x.act256(j)),
+        };
+        debug_assert!(dot.is_some(), "matrices are checked when they are bound");
+        *o = dot.unwrap_or(f32::NAN);
+    }
+}

@@ -1,0 +1,134 @@
+//! Weight matrices and their products with panels of rows.
+
+use crate::backend::Cpu;
+use crate::kernels::{Columns, Product};
+use crate::pool::{pieces, transpose};
+use crate::rows::Rows;
+use ds4_gguf::Tensor;
+use ds4_model::BackendError;
+use ds4_quant::dequantize_row;
+
+/// A matrix `[out, input]`, left where the file is mapped.
+pub struct Matrix {
+    tensor: Tensor,
+    row_bytes: usize,
+    pub(crate) out: usize,
+    pub(crate) input: usize,
+    pub(crate) product: Product,
+}
+
+/// A stack of matrices `[count, out, input]`.
+pub struct Experts {
+    all: Matrix,
+    pub(crate) out: usize,
+}
+
+impl Matrix {
+    pub(crate) fn new(cpu: &Cpu, tensor: &Tensor, out: usize, input: usize) -> Result<Self, BackendError> {
+        let product = cpu.kernels.product(tensor.ty(), cpu.exact).ok_or_else(|| {
+            BackendError::new(format!("tensor {}: no kernel for type {:?}", tensor.name(), tensor.ty()))
+        })?;
+        let row_bytes = tensor.bytes().len() / out;
+        Ok(Matrix { tensor: tensor.clone(), row_bytes, out, input, product })
+    }
+
+    pub(crate) fn row(&self, r: usize) -> &[u8] {
+        &self.tensor.bytes()[r * self.row_bytes..(r + 1) * self.row_bytes]
+    }
+
+    /// Decodes a row.
+    pub(crate) fn decode(&self, r: usize, out: &mut [f32]) {
+        let decoded = dequantize_row(self.tensor.ty(), self.row(r), out);
+        debug_assert!(decoded.is_ok(), "matrices are checked when they are bound");
+    }
+
+    /// Products of rows `first..` with the columns `x`; `out` is `[rows, columns]`.
+    pub(crate) fn multiply(&self, first: usize, x: &Columns<'_>, out: &mut [f32]) {
+        for (r, out) in out.chunks_exact_mut(x.index.len()).enumerate() {
+            self.product.dots(self.row(first + r), x, out);
+        }
+    }
+}
+
+impl Experts {
+    pub(crate) fn new(cpu: &Cpu, tensor: &Tensor, count: usize, out: usize, input: usize) -> Result<Self, BackendError> {
+        Ok(Experts { all: Matrix::new(cpu, tensor, count * out, input)?, out })
+    }
+
+    /// The matrix of all experts' rows, and the first row of one.
+    pub(crate) fn expert(&self, e: usize) -> (&Matrix, usize) {
+        (&self.all, e * self.out)
+    }
+}
+
+/// Matrix rows of one task: few enough that every thread gets several tasks, many enough that handing one
+/// out costs nothing.
+pub(crate) fn block_rows(total: usize, threads: usize) -> usize {
+    (total / (4 * threads)).clamp(1, 32)
+}
+
+impl Cpu {
+    /// `out = W x` for several matrices of the same input.
+    pub(crate) fn project_step(&mut self, x: &Rows, jobs: &mut [(&Matrix, &mut Rows)]) {
+        let n = x.n;
+        self.panel.load(x.used(), x.width, jobs.iter().map(|(m, _)| m.product.input));
+        let total: usize = jobs.iter().map(|(m, _)| m.out).sum();
+        let block = block_rows(total, self.threads);
+        let tasks: usize = jobs.iter().map(|(m, _)| m.out.div_ceil(block)).sum();
+        // Task i is a block of rows of one of the matrices.
+        let locate = |mut i: usize| {
+            let mut before = 0;
+            for (m, _) in jobs.iter() {
+                let blocks = m.out.div_ceil(block);
+                if i < blocks {
+                    return (before, Some((*m, i * block)));
+                }
+                i -= blocks;
+                before += m.out;
+            }
+            (before, None)
+        };
+        let start = |i: usize| match locate(i) {
+            (before, Some((_, first))) => (before + first) * n,
+            (before, None) => before * n,
+        };
+        let (panel, index) = (&self.panel, &self.identity[..n]);
+        let products = &mut self.products;
+        products.resize((total * n).max(products.len()), 0.0);
+        pieces(0..tasks, &mut products[..total * n], &start, &|i, out| {
+            if let (_, Some((m, first))) = locate(i) {
+                let x = panel.columns(x.used(), m.product.input, (0, m.input), index);
+                m.multiply(first, &x, out);
+            }
+        });
+        let mut rest = &products[..total * n];
+        for (m, out) in jobs {
+            let (mine, others) = rest.split_at(m.out * n);
+            transpose(mine, n, out.take_as(n, m.out), m.out);
+            rest = others;
+        }
+    }
+
+    /// Group `g` of the input meets rows `g * out/groups..` of `w`.
+    pub(crate) fn project_groups_step(&mut self, w: &Matrix, x: &Rows, out: &mut Rows) {
+        let n = x.n;
+        self.panel.load(x.used(), x.width, std::iter::once(w.product.input));
+        let (groups, per_group) = (x.width / w.input, w.out / (x.width / w.input));
+        let block = block_rows(w.out, self.threads).min(per_group);
+        let blocks = per_group.div_ceil(block);
+        let place = |i: usize| (i / blocks, (i % blocks * block).min(per_group));
+        let start = |i: usize| {
+            let (g, first) = place(i);
+            (g * per_group + first) * n
+        };
+        let (panel, index) = (&self.panel, &self.identity[..n]);
+        let products = &mut self.products;
+        products.resize((w.out * n).max(products.len()), 0.0);
+        pieces(0..groups * blocks, &mut products[..w.out * n], &start, &|i, out| {
+            let (g, first) = place(i);
+            let x = panel.columns(x.used(), w.product.input, (g * w.input, w.input), index);
+            w.multiply(g * per_group + first, &x, out);
+        });
+        transpose(&products[..w.out * n], n, out.take(n), w.out);
+    }
+}

@@ -1,0 +1,333 @@
+//! The loaded model, and everything that moves a session.
+
+use crate::Session;
+use crate::session::Kept;
+use ds4_gguf::Gguf;
+use ds4_model::cache::{Frontier, KvFormat, Layout, Snapshot};
+use ds4_model::{Backend, BackendError, Logits, Model, NoTap, Pass, Run, Shape, Tap, Want};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Why the engine could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model or a pass.
+    #[error(transparent)]
+    Model(#[from] ds4_model::Error),
+    /// The device.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// Nothing to compute from.
+    #[error("a prompt needs at least one token")]
+    EmptyPrompt,
+    /// The prompt does not fit.
+    #[error("the prompt has {tokens} tokens, the context holds {context}: raise --ctx or shorten the prompt")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens the session holds.
+        context: usize,
+    },
+    /// The caller's progress function said stop. The session keeps what was computed.
+    #[error("cancelled")]
+    Cancelled,
+    /// A snapshot of another model or context.
+    #[error("the snapshot is of {tokens} tokens, the session holds {context}")]
+    Snapshot {
+        /// Tokens in the snapshot.
+        tokens: usize,
+        /// Tokens the session holds.
+        context: usize,
+    },
+}
+
+/// What the engine is to keep ready.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineOptions {
+    /// How KV rows are rounded and stored.
+    pub kv: KvFormat,
+    /// Most rows of a pass: the size of a prefill chunk.
+    pub max_rows: usize,
+    /// Tokens between the places a session can go back to, within a long prompt.
+    pub keep_every: usize,
+    /// Bytes a session may use for such places.
+    pub keep_bytes: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions { kv: KvFormat::Packed, max_rows: 256, keep_every: 2048, keep_bytes: 256 << 20 }
+    }
+}
+
+/// Progress of a prefill: tokens done, tokens to do.
+pub type Progress<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
+
+/// Where the tokens of a prompt came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Synced {
+    /// Tokens whose state was already there.
+    pub reused: usize,
+    /// Tokens computed.
+    pub computed: usize,
+}
+
+/// One session's part of a batch.
+pub struct Work<'a, B: Backend> {
+    /// The session, which grows by `tokens`.
+    pub session: &'a mut Session<B>,
+    /// Tokens to append.
+    pub tokens: &'a [u32],
+}
+
+/// A loaded model on a backend.
+pub struct Engine<B: Backend> {
+    backend: B,
+    model: Model<B>,
+    pass: Pass<B>,
+    options: EngineOptions,
+    logits: Logits,
+}
+
+impl<B: Backend> Engine<B> {
+    /// Loads the model of `file` (and the draft block of `mtp`) onto `backend`.
+    pub fn load(
+        mut backend: B,
+        file: &Gguf,
+        mtp: Option<&Gguf>,
+        options: EngineOptions,
+    ) -> Result<Self, Error> {
+        let model = Model::load(&mut backend, file, mtp)?;
+        let pass = Pass::new(&mut backend, &model.shape, options.max_rows)?;
+        Ok(Engine { backend, model, pass, options, logits: Logits::default() })
+    }
+
+    /// Dimensions of the model.
+    pub fn shape(&self) -> &Shape {
+        &self.model.shape
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Whether the model has a draft block.
+    pub fn has_draft(&self) -> bool {
+        self.model.weights.mtp.is_some()
+    }
+
+    /// The layout of a session of `context` tokens.
+    pub fn layout(&self, context: usize) -> Layout {
+        Layout::new(&self.model.shape, self.options.kv, self.has_draft(), context, self.options.max_rows)
+    }
+
+    /// An empty session of up to `context` tokens.
+    pub fn session(&mut self, context: usize) -> Result<Session<B>, Error> {
+        let layout = Arc::new(self.layout(context));
+        Ok(Session {
+            store: self.backend.store(&layout)?,
+            layout,
+            tokens: Vec::with_capacity(context),
+            logits: Vec::new(),
+            kept: Vec::new(),
+            keep_bytes: self.options.keep_bytes,
+        })
+    }
+
+    /// Brings the session to exactly `prompt`, computing as little as possible, and keeps the place.
+    ///
+    /// `progress` is called before every chunk with (done, total) of the tokens to compute; if it breaks, the
+    /// session stays where it is and [`Error::Cancelled`] is returned.
+    pub fn sync(
+        &mut self,
+        session: &mut Session<B>,
+        prompt: &[u32],
+        progress: &mut Progress<'_>,
+    ) -> Result<Synced, Error> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let context = session.context();
+        if prompt.len() > context {
+            return Err(Error::PromptTooLong { tokens: prompt.len(), context });
+        }
+        let common = session.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        if common < session.tokens.len() {
+            self.rewind(session, common)?;
+        }
+        if session.tokens.len() == prompt.len() && session.logits.is_empty() {
+            // A place inside an earlier prompt, kept without logits: they need one token to be computed again.
+            self.rewind(session, prompt.len() - 1)?;
+        }
+        let reused = session.tokens.len();
+        let total = prompt.len() - reused;
+        while session.tokens.len() < prompt.len() {
+            let done = session.tokens.len();
+            if progress(done - reused, total).is_break() {
+                return Err(Error::Cancelled);
+            }
+            // Chunks end where places are kept.
+            let every = self.options.keep_every.max(1);
+            let chunk_end =
+                (done + self.options.max_rows).min(done / every * every + every).min(prompt.len());
+            self.extend(session, &prompt[done..chunk_end], chunk_end == prompt.len())?;
+            if chunk_end.is_multiple_of(every) || chunk_end == prompt.len() {
+                self.keep(session)?;
+            }
+        }
+        let _ = progress(total, total);
+        Ok(Synced { reused, computed: total })
+    }
+
+    /// Appends a token and computes the logits for the next.
+    pub fn step(&mut self, session: &mut Session<B>, token: u32) -> Result<(), Error> {
+        self.extend(session, &[token], true)
+    }
+
+    fn extend(&mut self, session: &mut Session<B>, tokens: &[u32], last: bool) -> Result<(), Error> {
+        let layout = Arc::clone(&session.layout);
+        let want = if last { Want::Last } else { Want::Nothing };
+        let mut runs = [Run { store: &mut session.store, start: session.tokens.len(), tokens, want }];
+        self.pass.forward(
+            &self.model,
+            &mut self.backend,
+            &layout,
+            &mut runs,
+            &mut self.logits,
+            &mut NoTap,
+        )?;
+        session.tokens.extend_from_slice(tokens);
+        session.logits.clear();
+        if last {
+            session.logits.extend_from_slice(self.logits.row(0));
+        }
+        Ok(())
+    }
+
+    /// Appends tokens to several sessions in one pass; afterwards each has logits for its next token.
+    /// Every session gets, bit for bit, what it would get alone.
+    pub fn batch(&mut self, work: &mut [Work<'_, B>]) -> Result<(), Error> {
+        let work: Vec<_> = work.iter_mut().filter(|w| !w.tokens.is_empty()).collect();
+        let Some(layout) =
+            work.iter().max_by_key(|w| w.session.layout.context).map(|w| Arc::clone(&w.session.layout))
+        else {
+            return Ok(());
+        };
+        if let Some(w) = work.iter().find(|w| w.tokens.len() > w.session.room()) {
+            let end = w.session.tokens.len() + w.tokens.len();
+            return Err(ds4_model::Error::ContextFull { end, context: w.session.context() }.into());
+        }
+        let mut grown = Vec::with_capacity(work.len());
+        let mut runs = Vec::with_capacity(work.len());
+        for w in work {
+            let session = &mut *w.session;
+            let start = session.tokens.len();
+            runs.push(Run { store: &mut session.store, start, tokens: w.tokens, want: Want::Last });
+            grown.push((&mut session.tokens, &mut session.logits, w.tokens));
+        }
+        self.pass.forward(
+            &self.model,
+            &mut self.backend,
+            &layout,
+            &mut runs,
+            &mut self.logits,
+            &mut NoTap,
+        )?;
+        for (i, (tokens, logits, new)) in grown.into_iter().enumerate() {
+            tokens.extend_from_slice(new);
+            logits.clear();
+            logits.extend_from_slice(self.logits.row(i));
+        }
+        Ok(())
+    }
+
+    /// Appends tokens in one pass and returns the logits of every position: `[tokens, vocab]`. With a draft
+    /// block and `next` (the token after the last), also the draft's logits for the tokens after these.
+    pub fn score(
+        &mut self,
+        session: &mut Session<B>,
+        tokens: &[u32],
+        next: Option<u32>,
+        tap: &mut (dyn Tap + Send),
+    ) -> Result<(Vec<f32>, Option<Vec<f32>>), Error> {
+        let layout = Arc::clone(&session.layout);
+        let start = session.tokens.len();
+        let (model, backend) = (&self.model, &mut self.backend);
+        let mut runs = [Run { store: &mut session.store, start, tokens, want: Want::All }];
+        self.pass.forward(model, backend, &layout, &mut runs, &mut self.logits, tap)?;
+        let scores = self.logits.values.clone();
+        let draft = match next {
+            Some(next) if model.weights.mtp.is_some() => {
+                let shifted: Vec<u32> = tokens.iter().skip(1).copied().chain([next]).collect();
+                let mut runs = [Run { store: &mut session.store, start, tokens: &shifted, want: Want::All }];
+                self.pass.draft(model, backend, &layout, &mut runs, &mut self.logits, tap)?;
+                Some(self.logits.values.clone())
+            }
+            _ => None,
+        };
+        session.tokens.extend_from_slice(tokens);
+        session.logits = scores[scores.len() - self.model.shape.vocab..].to_vec();
+        Ok((scores, draft))
+    }
+
+    /// Keeps the session's present place, so that it can come back to it.
+    pub fn keep(&mut self, session: &mut Session<B>) -> Result<(), Error> {
+        let len = session.tokens.len();
+        if len == 0 || session.kept.last().is_some_and(|k| k.frontier.len == len && !k.logits.is_empty()) {
+            return Ok(());
+        }
+        let frontier = Frontier::take(&mut self.backend, &session.store, &session.layout, len)?;
+        session.keep(Kept { frontier, logits: session.logits.clone() });
+        Ok(())
+    }
+
+    /// Goes back to the last kept place at or before `len`, or to the start; returns the new length.
+    pub fn rewind(&mut self, session: &mut Session<B>, len: usize) -> Result<usize, Error> {
+        if len >= session.tokens.len() {
+            return Ok(session.tokens.len());
+        }
+        let Some(i) = session.kept_before(len) else {
+            session.kept.clear();
+            session.tokens.clear();
+            session.logits.clear();
+            return Ok(0);
+        };
+        session.kept.truncate(i + 1);
+        let kept = &session.kept[i];
+        kept.frontier.put(&mut self.backend, &mut session.store, &session.layout)?;
+        session.logits.clone_from(&kept.logits);
+        session.tokens.truncate(kept.frontier.len);
+        Ok(kept.frontier.len)
+    }
+
+    /// Copies all of the session's state.
+    pub fn snapshot(&mut self, session: &Session<B>) -> Result<SessionSnapshot, Error> {
+        let state = Snapshot::take(&mut self.backend, &session.store, &session.layout, session.tokens.len())?;
+        Ok(SessionSnapshot { state, tokens: session.tokens.clone(), logits: session.logits.clone() })
+    }
+
+    /// Puts a snapshot into a session, which may be another one than it was taken from.
+    pub fn restore(&mut self, session: &mut Session<B>, snapshot: &SessionSnapshot) -> Result<(), Error> {
+        let (tokens, context) = (snapshot.tokens.len(), session.context());
+        if tokens > context {
+            return Err(Error::Snapshot { tokens, context });
+        }
+        // Not valid if putting fails half way; empty is.
+        session.kept.clear();
+        session.tokens.clear();
+        session.logits.clear();
+        snapshot.state.put(&mut self.backend, &mut session.store, &session.layout)?;
+        session.tokens.extend_from_slice(&snapshot.tokens);
+        session.logits.clone_from(&snapshot.logits);
+        Ok(())
+    }
+}
+
+/// A session's state in memory.
+#[derive(Clone)]
+pub struct SessionSnapshot {
+    state: Snapshot,
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+}

@@ -1,0 +1,18 @@
+//! The engine: a loaded model, sessions, and the sampler.
+//!
+//! An [`Engine`] is the loaded model on a backend; it computes. A [`Session`] is one mutable timeline of
+//! tokens with its cache. Callers hand over the whole prefix they want; the engine reuses, extends or rewinds
+//! the session to get there. [`Generation`] samples from a session until something stops it.
+#![forbid(unsafe_code)]
+
+mod engine;
+mod generate;
+mod repetition;
+mod sampler;
+mod session;
+mod stops;
+
+pub use engine::{Engine, EngineOptions, Error, Progress, SessionSnapshot, Synced, Work};
+pub use generate::{Event, Finish, Generation, Limits};
+pub use sampler::{Logprob, Sampler, Sampling, log_probabilities};
+pub use session::Session;

@@ -1,0 +1,274 @@
+//! From logits to a token.
+
+use rand::RngExt;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use std::collections::HashMap;
+
+/// How tokens are chosen. The default is that of the model's authors, with `min_p` cutting off the tail.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the largest.
+    pub temperature: f32,
+    /// Keeps the `top_k` most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the most probable tokens that together reach this probability.
+    pub top_p: f32,
+    /// Keeps tokens with at least this fraction of the best one's probability.
+    pub min_p: f32,
+    /// Divides positive (multiplies negative) logits of tokens seen before; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens generated before.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a token for every time it was generated.
+    pub frequency_penalty: f32,
+    /// Added to logits, by token.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Seed; the same seed gives the same text.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.05,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// The most probable token every time.
+    pub fn greedy() -> Self {
+        Sampling { temperature: 0.0, ..Sampling::default() }
+    }
+
+    fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+}
+
+/// Samples tokens; holds the random state and what was generated.
+pub struct Sampler {
+    options: Sampling,
+    random: ChaCha8Rng,
+    /// How often each token was generated, for the penalties.
+    counts: HashMap<u32, u32>,
+    /// Candidates, reused from token to token.
+    candidates: Vec<(f32, u32)>,
+    /// Adjusted logits, reused from token to token.
+    logits: Vec<f32>,
+}
+
+impl Sampler {
+    /// A sampler at the start of a text.
+    pub fn new(options: Sampling) -> Self {
+        Sampler {
+            random: ChaCha8Rng::seed_from_u64(options.seed),
+            options,
+            counts: HashMap::new(),
+            candidates: Vec::new(),
+            logits: Vec::new(),
+        }
+    }
+
+    /// Chooses a token and counts it as generated. `logits` has a value per token of the vocabulary.
+    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        let token = self.choose(logits);
+        if self.options.has_penalties() {
+            *self.counts.entry(token).or_default() += 1;
+        }
+        token
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> u32 {
+        self.adjust(logits);
+        if self.options.temperature <= 0.0 {
+            return argmax(&self.logits);
+        }
+        self.keep_candidates();
+        let total: f32 = self.candidates.iter().map(|(p, _)| p).sum();
+        let mut left = self.random.random::<f32>() * total;
+        for &(p, token) in &self.candidates {
+            left -= p;
+            if left < 0.0 {
+                return token;
+            }
+        }
+        // Rounding left a crumb: the least likely candidate owns it.
+        self.candidates.last().map_or_else(|| argmax(&self.logits), |c| c.1)
+    }
+
+    /// Logits after bias and penalties.
+    fn adjust(&mut self, logits: &[f32]) {
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        for &(token, bias) in &self.options.logit_bias {
+            if let Some(logit) = self.logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+        let o = &self.options;
+        for (&token, &count) in &self.counts {
+            let Some(logit) = self.logits.get_mut(token as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / o.repetition_penalty } else { *logit * o.repetition_penalty };
+            *logit -= o.presence_penalty + o.frequency_penalty * count as f32;
+        }
+    }
+
+    /// Fills `candidates` with (probability relative to the best, token), best first.
+    fn keep_candidates(&mut self) {
+        let o = &self.options;
+        let best = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        // min-p is a threshold on logits; it thins out the vocabulary before anything is sorted.
+        let least = best + o.min_p.max(0.0).ln() * o.temperature;
+        self.candidates.clear();
+        let kept = self.logits.iter().enumerate().filter(|(_, l)| **l >= least);
+        self.candidates.extend(kept.map(|(i, &l)| (((l - best) / o.temperature).exp(), i as u32)));
+        let by_probability = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if o.top_k > 0 && o.top_k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(o.top_k - 1, by_probability);
+            self.candidates.truncate(o.top_k);
+        }
+        self.candidates.sort_unstable_by(by_probability);
+        if o.top_p < 1.0 {
+            let total: f32 = self.candidates.iter().map(|(p, _)| p).sum();
+            let mut sum = 0.0;
+            let reached = self.candidates.iter().position(|(p, _)| {
+                sum += p;
+                sum >= o.top_p * total
+            });
+            self.candidates.truncate(reached.map_or(self.candidates.len(), |i| i + 1));
+        }
+    }
+}
+
+/// The token with the largest logit, the lowest id of equals.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, l) in logits.iter().enumerate() {
+        if *l > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+/// A token's log-probability under the model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Logprob {
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+/// Log-probabilities of `token` and of the `top` most probable tokens, before any sampling option.
+pub fn log_probabilities(logits: &[f32], token: u32, top: usize) -> (Logprob, Vec<Logprob>) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+    let log_sum = max + sum.ln() as f32;
+    let of = |token: u32| Logprob {
+        token,
+        logprob: logits.get(token as usize).map_or(f32::NEG_INFINITY, |l| l - log_sum),
+    };
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let top = top.min(ids.len());
+    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if top > 0 && top < ids.len() {
+        ids.select_nth_unstable_by(top - 1, by_logit);
+    }
+    ids.truncate(top);
+    ids.sort_unstable_by(by_logit);
+    (of(token), ids.into_iter().map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(options: Sampling, logits: &[f32], n: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(options);
+        (0..n).map(|_| sampler.sample(logits)).collect()
+    }
+
+    const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, 3.0, -1.0];
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest() {
+        assert_eq!(draw(Sampling::greedy(), &LOGITS, 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn same_seed_same_tokens() {
+        let with = |seed| draw(Sampling { seed, ..Default::default() }, &LOGITS, 200);
+        assert_eq!(with(7), with(7));
+        assert_ne!(with(7), with(8));
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax() {
+        let options = Sampling { min_p: 0.0, temperature: 1.5, ..Default::default() };
+        let n = 40_000;
+        let tokens = draw(options, &LOGITS, n);
+        let weights: Vec<f32> = LOGITS.iter().map(|l| (l / 1.5).exp()).collect();
+        let total: f32 = weights.iter().sum();
+        for (t, w) in weights.iter().enumerate() {
+            let got = tokens.iter().filter(|&&x| x as usize == t).count() as f32 / n as f32;
+            assert!((got - w / total).abs() < 0.01, "token {t}: {got} vs {}", w / total);
+        }
+    }
+
+    #[test]
+    fn cuts() {
+        let seen = |options: Sampling| {
+            let mut seen = draw(options, &LOGITS, 2000);
+            seen.sort_unstable();
+            seen.dedup();
+            seen
+        };
+        let all = Sampling { min_p: 0.0, ..Default::default() };
+        assert_eq!(seen(all.clone()), [0, 1, 2, 3, 4]);
+        assert_eq!(seen(Sampling { top_k: 3, ..all.clone() }), [1, 2, 3]);
+        assert_eq!(seen(Sampling { top_k: 1, ..all.clone() }), [1]);
+        assert_eq!(seen(Sampling { min_p: 0.3, ..all.clone() }), [1, 2, 3]);
+        assert_eq!(seen(Sampling { min_p: 0.9, ..all.clone() }), [1, 3]);
+        assert_eq!(seen(Sampling { top_p: 0.5, ..all.clone() }), [1, 3]);
+        assert_eq!(seen(Sampling { top_p: 0.0, ..all }), [1]);
+    }
+
+    #[test]
+    fn bias_and_penalties() {
+        let greedy = Sampling::greedy();
+        assert_eq!(
+            draw(Sampling { logit_bias: vec![(4, 10.0), (99, 1.0)], ..greedy.clone() }, &LOGITS, 1),
+            [4]
+        );
+        assert_eq!(draw(Sampling { presence_penalty: 1.5, ..greedy.clone() }, &LOGITS, 3), [1, 3, 2]);
+        assert_eq!(draw(Sampling { frequency_penalty: 0.6, ..greedy.clone() }, &LOGITS, 5), [1, 3, 1, 3, 2]);
+        assert_eq!(draw(Sampling { repetition_penalty: 2.0, ..greedy }, &LOGITS, 3), [1, 3, 2]);
+    }
+
+    #[test]
+    fn logprobs_sum_to_one() {
+        let (chosen, top) = log_probabilities(&LOGITS, 2, 5);
+        assert_eq!(top.iter().map(|t| t.token).collect::<Vec<_>>(), [1, 3, 2, 0, 4]);
+        assert_eq!(chosen, top[2]);
+        let sum: f32 = top.iter().map(|t| t.logprob.exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn survives_odd_logits() {
+        for logits in [vec![f32::NEG_INFINITY; 3], vec![f32::NAN; 3], vec![f32::INFINITY, 0.0, 1.0]] {
+            assert!(draw(Sampling::default(), &logits, 10).iter().all(|&t| t < 3));
+        }
+    }
+}

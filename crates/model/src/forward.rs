@@ -1,0 +1,318 @@
+//! The forward pass (A.1, A.5, A.8, A.11). It exists once: for one row or many, of one session or many.
+
+use crate::cache::Layout;
+use crate::{
+    Attention, Backend, BackendError, Error, FeedForward, HeadMix, Layer, LayerKind, Model, Plan, Role, Run,
+    Shape, Tap,
+};
+
+/// Rows whose logits are computed at once; bounds the buffer of a wide vocabulary.
+const HEAD_ROWS: usize = 16;
+
+/// Logits of the wanted rows of a pass, in order, `vocab` values each.
+#[derive(Debug, Default)]
+pub struct Logits {
+    /// Values, row-major.
+    pub values: Vec<f32>,
+    vocab: usize,
+}
+
+impl Logits {
+    /// Logits of the `i`th wanted row.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.vocab..(i + 1) * self.vocab]
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        if self.vocab == 0 { 0 } else { self.values.len() / self.vocab }
+    }
+}
+
+/// The buffers of a pass of up to `max_rows` rows, allocated once. Shapes are in brackets.
+pub struct Pass<B: Backend> {
+    max_rows: usize,
+    plan: Plan,
+    streams: B::Rows,   // [n, N*D] hyper-connection streams
+    mix: B::Rows,       // [n, N + N*N] how the sublayer's output is joined: post, comb
+    u: B::Rows,         // [n, D] streams mixed into one
+    x: B::Rows,         // [n, D] the sublayer's input, normed
+    y: B::Rows,         // [n, D] the sublayer's output
+    q_a: B::Rows,       // [n, QL]
+    q_low: B::Rows,     // [n, QL] the same, normed
+    q: B::Rows,         // [n, H*d]
+    kv: B::Rows,        // [n, d]
+    heads: B::Rows,     // [n, H*d] attention output
+    out_low: B::Rows,   // [n, G*OL]
+    comp_kv: B::Rows,   // [n, 2*d or d] compressor projections
+    comp_gate: B::Rows, // [n, 2*d or d]
+    key_kv: B::Rows,    // [n, 2*ID] the indexer's
+    key_gate: B::Rows,  // [n, 2*ID]
+    index_q: B::Rows,   // [n, IH*ID]
+    index_w: B::Rows,   // [n, IH]
+    selection: B::Selection,
+    router: B::Rows, // [n, E]
+    routes: B::Routes,
+    last: B::Rows,   // [HEAD_ROWS, N*D] rows whose logits are wanted
+    z: B::Rows,      // [HEAD_ROWS, D]
+    z_norm: B::Rows, // [HEAD_ROWS, D]
+    logits: B::Rows, // [HEAD_ROWS, V]
+    host: Vec<f32>,  // what taps see
+}
+
+/// What the layers of a pass share.
+struct Context<'a, 'r, B: Backend> {
+    b: &'a mut B,
+    runs: &'a mut [Run<'r, B::Store>],
+    tap: &'a mut (dyn Tap + Send),
+}
+
+impl<B: Backend> Pass<B> {
+    /// Buffers for passes of up to `max_rows` rows.
+    pub fn new(backend: &mut B, shape: &Shape, max_rows: usize) -> Result<Self, BackendError> {
+        let s = shape;
+        let head_rows = HEAD_ROWS.min(max_rows);
+        let mut rows = |width| backend.rows(max_rows, width);
+        Ok(Pass {
+            max_rows,
+            plan: Plan::with_capacity(max_rows),
+            streams: rows(s.streams_width())?,
+            mix: rows(s.streams + s.streams * s.streams)?,
+            u: rows(s.width)?,
+            x: rows(s.width)?,
+            y: rows(s.width)?,
+            q_a: rows(s.q_rank)?,
+            q_low: rows(s.q_rank)?,
+            q: rows(s.q_width())?,
+            kv: rows(s.head_dim)?,
+            heads: rows(s.q_width())?,
+            out_low: rows(s.out_low_width())?,
+            comp_kv: rows(2 * s.head_dim)?,
+            comp_gate: rows(2 * s.head_dim)?,
+            key_kv: rows(2 * s.index_dim)?,
+            key_gate: rows(2 * s.index_dim)?,
+            index_q: rows(s.index_heads * s.index_dim)?,
+            index_w: rows(s.index_heads)?,
+            router: rows(s.experts)?,
+            selection: backend.selection(max_rows)?,
+            routes: backend.routes(max_rows)?,
+            last: backend.rows(head_rows, s.streams_width())?,
+            z: backend.rows(head_rows, s.width)?,
+            z_norm: backend.rows(head_rows, s.width)?,
+            logits: backend.rows(head_rows, s.vocab)?,
+            host: Vec::new(),
+        })
+    }
+
+    /// Most rows of one pass.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Computes `runs`: extends every session's cache by its tokens and returns the wanted logits.
+    ///
+    /// On an error before the device was used, no cache has changed.
+    pub fn forward(
+        &mut self,
+        model: &Model<B>,
+        backend: &mut B,
+        layout: &Layout,
+        runs: &mut [Run<'_, B::Store>],
+        logits: &mut Logits,
+        tap: &mut (dyn Tap + Send),
+    ) -> Result<(), Error> {
+        self.prepare(&model.shape, layout, runs)?;
+        backend.scope(|b| {
+            let mut cx = Context { b, runs, tap };
+            let w = &model.weights;
+            cx.b.embed(&w.embed, &self.plan, &mut self.streams);
+            self.see(&mut cx, "embed", |p| &p.streams)?;
+            for (l, layer) in w.layers.iter().enumerate() {
+                self.layer(&mut cx, l, &format_args!("blk.{l}"), layer, &model.shape)?;
+            }
+            self.head(&mut cx, model, &w.head, &w.output_norm, logits)
+        })
+    }
+
+    /// Computes the draft block on the streams that [`Pass::forward`] left, for the same rows. The tokens of
+    /// `runs` are those *after* the rows' own; the logits are for the tokens after these. Consumes the streams.
+    pub fn draft(
+        &mut self,
+        model: &Model<B>,
+        backend: &mut B,
+        layout: &Layout,
+        runs: &mut [Run<'_, B::Store>],
+        logits: &mut Logits,
+        tap: &mut (dyn Tap + Send),
+    ) -> Result<(), Error> {
+        let Some(mtp) = &model.weights.mtp else {
+            return Err(BackendError::new("the model has no draft block").into());
+        };
+        let rows = self.plan.len();
+        self.prepare(&model.shape, layout, runs)?;
+        if self.plan.len() != rows {
+            return Err(BackendError::new("a draft takes the rows of the pass before it").into());
+        }
+        backend.scope(|b| {
+            let mut cx = Context { b, runs, tap };
+            cx.b.draft_input(mtp, &model.weights.embed, &self.plan, &mut self.streams);
+            self.layer(&mut cx, model.shape.layers.len(), &format_args!("mtp.0"), &mtp.layer, &model.shape)?;
+            self.head(&mut cx, model, &mtp.head, &mtp.norm, logits)
+        })
+    }
+
+    fn prepare(&mut self, shape: &Shape, layout: &Layout, runs: &[Run<'_, B::Store>]) -> Result<(), Error> {
+        let rows = runs.iter().map(|r| r.tokens.len()).sum();
+        if rows > self.max_rows {
+            return Err(Error::TooManyRows { rows, capacity: self.max_rows });
+        }
+        let end = runs.iter().map(|r| r.start.saturating_add(r.tokens.len())).max().unwrap_or(0);
+        if end > layout.context {
+            return Err(Error::ContextFull { end, context: layout.context });
+        }
+        self.plan.fill(runs, shape.vocab)
+    }
+
+    /// A.1: one layer.
+    fn layer(
+        &mut self,
+        cx: &mut Context<'_, '_, B>,
+        l: usize,
+        name: &std::fmt::Arguments<'_>,
+        w: &Layer<B>,
+        shape: &Shape,
+    ) -> Result<(), Error> {
+        cx.b.hc_split(&w.attn_hc, &self.streams, &mut self.u, &mut self.mix);
+        cx.b.norm(&w.attn_norm, &self.u, &mut self.x);
+        self.attention(cx, l, name, w.kind, &w.attn, shape)?;
+        self.see(cx, &format_args!("{name}.attn_out"), |p| &p.y)?;
+        cx.b.hc_join(&self.y, &self.mix, &mut self.streams);
+
+        cx.b.hc_split(&w.ffn_hc, &self.streams, &mut self.u, &mut self.mix);
+        cx.b.norm(&w.ffn_norm, &self.u, &mut self.x);
+        self.feed_forward(cx, name, &w.ffn)?;
+        self.see(cx, &format_args!("{name}.ffn_out"), |p| &p.y)?;
+        cx.b.hc_join(&self.y, &self.mix, &mut self.streams);
+        self.see(cx, &format_args!("{name}.streams"), |p| &p.streams)
+    }
+
+    /// A.5: from `x` to `y`.
+    fn attention(
+        &mut self,
+        cx: &mut Context<'_, '_, B>,
+        l: usize,
+        name: &std::fmt::Arguments<'_>,
+        kind: LayerKind,
+        w: &Attention<B>,
+        shape: &Shape,
+    ) -> Result<(), Error> {
+        // The row that later tokens will attend to.
+        cx.b.project(&self.x, &mut [(&w.q_a, &mut self.q_a), (&w.kv, &mut self.kv)]);
+        cx.b.push_window(l, &w.kv_norm, &self.kv, &self.plan, cx.runs);
+        // The queries.
+        cx.b.norm(&w.q_a_norm, &self.q_a, &mut self.q_low);
+        cx.b.project(&self.q_low, &mut [(&w.q_b, &mut self.q)]);
+        cx.b.rotate_queries(kind, &self.plan, &mut self.q);
+        self.see(cx, &format_args!("{name}.q"), |p| &p.q)?;
+        // The rows that the tokens of the pass complete.
+        if let Some(c) = &w.compressor {
+            cx.b.project(&self.x, &mut [(&c.kv, &mut self.comp_kv), (&c.gate, &mut self.comp_gate)]);
+            cx.b.compress(l, Role::Rows, c, &self.comp_kv, &self.comp_gate, &self.plan, cx.runs);
+        }
+        let mut selects = false;
+        if let Some(i) = &w.indexer {
+            let c = &i.compressor;
+            cx.b.project(&self.x, &mut [(&c.kv, &mut self.key_kv), (&c.gate, &mut self.key_gate)]);
+            cx.b.compress(l, Role::Keys, c, &self.key_kv, &self.key_gate, &self.plan, cx.runs);
+            // With no more rows than are selected, all are: nothing to score.
+            selects = self.plan.most_visible(4) > shape.index_top_k;
+            if selects {
+                cx.b.project(&self.q_low, &mut [(&i.q, &mut self.index_q)]);
+                cx.b.project(&self.x, &mut [(&i.weights, &mut self.index_w)]);
+                let (q, w, plan) = (&mut self.index_q, &self.index_w, &self.plan);
+                cx.b.select(l, q, w, plan, cx.runs, &mut self.selection);
+                self.see_selection(cx, name, shape)?;
+            }
+        }
+        let selection = selects.then_some(&self.selection);
+        cx.b.attend(l, &self.q, &w.sinks, selection, &self.plan, cx.runs, &mut self.heads);
+        self.see(cx, &format_args!("{name}.heads"), |p| &p.heads)?;
+        cx.b.project_groups(&w.out_a, &self.heads, &mut self.out_low);
+        cx.b.project(&self.out_low, &mut [(&w.out_b, &mut self.y)]);
+        Ok(())
+    }
+
+    /// A.8: from `x` to `y`.
+    fn feed_forward(
+        &mut self,
+        cx: &mut Context<'_, '_, B>,
+        name: &std::fmt::Arguments<'_>,
+        w: &FeedForward<B>,
+    ) -> Result<(), Error> {
+        cx.b.project(&self.x, &mut [(&w.router, &mut self.router)]);
+        cx.b.route(&w.choice, &self.router, &self.plan, &mut self.routes);
+        if cx.tap.on() {
+            self.host.clear();
+            cx.b.read_routes(&self.routes, &mut self.host)?;
+            cx.tap.rows(&format!("{name}.router_ids"), self.host.len() / self.plan.len().max(1), &self.host);
+        }
+        cx.b.experts_forward(w, &self.x, &self.routes, &mut self.y);
+        Ok(())
+    }
+
+    /// A.1: logits of the wanted rows.
+    fn head(
+        &mut self,
+        cx: &mut Context<'_, '_, B>,
+        model: &Model<B>,
+        mix: &HeadMix<B>,
+        norm: &B::Vector,
+        logits: &mut Logits,
+    ) -> Result<(), Error> {
+        let vocab = model.shape.vocab;
+        logits.vocab = vocab;
+        logits.values.resize(self.plan.outputs.len() * vocab, 0.0);
+        let parts = self.plan.outputs.chunks(HEAD_ROWS.min(self.max_rows));
+        for (rows, out) in parts.zip(logits.values.chunks_mut(HEAD_ROWS.min(self.max_rows) * vocab)) {
+            cx.b.gather(&self.streams, rows, &mut self.last);
+            cx.b.hc_head(mix, &self.last, &mut self.z);
+            cx.b.norm(norm, &self.z, &mut self.z_norm);
+            cx.b.project(&self.z_norm, &mut [(&model.weights.output, &mut self.logits)]);
+            cx.b.read(&self.logits, out)?;
+        }
+        Ok(())
+    }
+
+    /// Shows a buffer to the tap, if it looks.
+    fn see(
+        &mut self,
+        cx: &mut Context<'_, '_, B>,
+        name: impl ToString,
+        which: impl Fn(&Self) -> &B::Rows,
+    ) -> Result<(), Error> {
+        if !cx.tap.on() {
+            return Ok(());
+        }
+        let (n, width) = cx.b.dims(which(self));
+        let mut host = std::mem::take(&mut self.host);
+        host.resize(n * width, 0.0);
+        let read = cx.b.read(which(self), &mut host);
+        cx.tap.rows(&name.to_string(), width, &host);
+        self.host = host;
+        Ok(read?)
+    }
+
+    fn see_selection(
+        &mut self,
+        cx: &mut Context<'_, '_, B>,
+        name: &std::fmt::Arguments<'_>,
+        shape: &Shape,
+    ) -> Result<(), Error> {
+        if cx.tap.on() {
+            self.host.clear();
+            cx.b.read_selection(&self.selection, &mut self.host)?;
+            cx.tap.rows(&format!("{name}.index_rows"), shape.index_top_k, &self.host);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,21 @@
+//! Looking at intermediate results by name.
+
+/// Receives named intermediate results of a pass, one call per step and pass.
+pub trait Tap {
+    /// Whether results are wanted at all; steps are not read back otherwise.
+    fn on(&self) -> bool {
+        true
+    }
+    /// `values` is row-major, `width` values a row.
+    fn rows(&mut self, name: &str, width: usize, values: &[f32]);
+}
+
+/// Looks at nothing.
+pub struct NoTap;
+
+impl Tap for NoTap {
+    fn on(&self) -> bool {
+        false
+    }
+    fn rows(&mut self, _: &str, _: usize, _: &[f32]) {}
+}
