@@ -79,7 +79,15 @@ impl Query<'_> {
         });
     }
 
-    fn tile(&self, tile: &[f32], q: &[f32], scale: f32, scores: &mut [f32], state: &mut Softmax, out: &mut [f32]) {
+    fn tile(
+        &self,
+        tile: &[f32],
+        q: &[f32],
+        scale: f32,
+        scores: &mut [f32],
+        state: &mut Softmax,
+        out: &mut [f32],
+    ) {
         let mut max = state.max;
         for (s, row) in scores.iter_mut().zip(tile.chunks_exact(q.len())) {
             *s = (self.kernels.dot)(row, q) * scale;
@@ -116,7 +124,14 @@ impl Cpu {
         });
     }
 
-    pub(crate) fn push_window_step(&mut self, layer: usize, norm: &[f32], kv: &Rows, plan: &Plan, runs: &mut [Run<'_, Store>]) {
+    pub(crate) fn push_window_step(
+        &mut self,
+        layer: usize,
+        norm: &[f32],
+        kv: &Rows,
+        plan: &Plan,
+        runs: &mut [Run<'_, Store>],
+    ) {
         let (d, eps) = (kv.width, self.shape.norm_eps);
         for (run, rows) in runs.iter_mut().zip(&plan.runs) {
             let layout = &run.store.layout;

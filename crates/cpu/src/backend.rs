@@ -8,8 +8,8 @@ use crate::store::Store;
 use ds4_gguf::Tensor;
 use ds4_model::cache::{Layout, Part};
 use ds4_model::{
-    Backend, BackendError, Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan, Role,
-    RopeTables, Run, Shape,
+    Backend, BackendError, Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan,
+    Role, RopeTables, Run, Shape,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -66,7 +66,10 @@ impl Cpu {
     /// A backend for models of a shape.
     pub fn new(shape: &Shape, options: Options) -> Result<Self, BackendError> {
         if shape.rotary / 2 > crate::attention::MAX_PAIRS {
-            return Err(BackendError::new(format!("{} rotary channels are more than this backend handles", shape.rotary)));
+            return Err(BackendError::new(format!(
+                "{} rotary channels are more than this backend handles",
+                shape.rotary
+            )));
         }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
@@ -129,7 +132,13 @@ impl Backend for Cpu {
     fn matrix(&mut self, tensor: &Tensor, out: usize, input: usize) -> Result<Matrix, BackendError> {
         Matrix::new(self, tensor, out, input)
     }
-    fn experts(&mut self, tensor: &Tensor, count: usize, out: usize, input: usize) -> Result<Experts, BackendError> {
+    fn experts(
+        &mut self,
+        tensor: &Tensor,
+        count: usize,
+        out: usize,
+        input: usize,
+    ) -> Result<Experts, BackendError> {
         Experts::new(self, tensor, count, out, input)
     }
     fn vector(&mut self, values: Vec<f32>) -> Result<Box<[f32]>, BackendError> {
@@ -153,10 +162,24 @@ impl Backend for Cpu {
     fn store(&mut self, layout: &Layout) -> Result<Store, BackendError> {
         Ok(Store::new(layout))
     }
-    fn export(&mut self, store: &Store, layer: usize, part: Part, range: Range<usize>, out: &mut Vec<u8>) -> Result<(), BackendError> {
+    fn export(
+        &mut self,
+        store: &Store,
+        layer: usize,
+        part: Part,
+        range: Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), BackendError> {
         store.export(layer, part, range, out)
     }
-    fn import(&mut self, store: &mut Store, layer: usize, part: Part, range: Range<usize>, bytes: &[u8]) -> Result<(), BackendError> {
+    fn import(
+        &mut self,
+        store: &mut Store,
+        layer: usize,
+        part: Part,
+        range: Range<usize>,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
         store.import(layer, part, range, bytes)
     }
     fn read(&mut self, rows: &Rows, out: &mut [f32]) -> Result<(), BackendError> {
@@ -172,7 +195,9 @@ impl Backend for Cpu {
     }
     fn read_selection(&mut self, selection: &Selection, out: &mut Vec<f32>) -> Result<(), BackendError> {
         let rows = selection.ids.chunks_exact(selection.top_k).zip(&selection.chosen).take(selection.n);
-        out.extend(rows.flat_map(|(ids, &chosen)| ids.iter().map(move |&id| if chosen { id as f32 } else { -1.0 })));
+        out.extend(
+            rows.flat_map(|(ids, &chosen)| ids.iter().map(move |&id| if chosen { id as f32 } else { -1.0 })),
+        );
         Ok(())
     }
 
@@ -194,16 +219,49 @@ impl Backend for Cpu {
     fn rotate_queries(&mut self, kind: LayerKind, plan: &Plan, q: &mut Rows) {
         self.rotate_queries_step(kind, plan, q);
     }
-    fn push_window(&mut self, layer: usize, norm: &Box<[f32]>, kv: &Rows, plan: &Plan, runs: &mut [Run<'_, Store>]) {
+    fn push_window(
+        &mut self,
+        layer: usize,
+        norm: &Box<[f32]>,
+        kv: &Rows,
+        plan: &Plan,
+        runs: &mut [Run<'_, Store>],
+    ) {
         self.push_window_step(layer, norm, kv, plan, runs);
     }
-    fn compress(&mut self, layer: usize, role: Role, compressor: &Compressor<Self>, kv: &Rows, gate: &Rows, plan: &Plan, runs: &mut [Run<'_, Store>]) {
+    fn compress(
+        &mut self,
+        layer: usize,
+        role: Role,
+        compressor: &Compressor<Self>,
+        kv: &Rows,
+        gate: &Rows,
+        plan: &Plan,
+        runs: &mut [Run<'_, Store>],
+    ) {
         self.compress_step((layer, role), compressor, (kv, gate), plan, runs);
     }
-    fn select(&mut self, layer: usize, q: &mut Rows, weights: &Rows, plan: &Plan, runs: &mut [Run<'_, Store>], selection: &mut Selection) {
+    fn select(
+        &mut self,
+        layer: usize,
+        q: &mut Rows,
+        weights: &Rows,
+        plan: &Plan,
+        runs: &mut [Run<'_, Store>],
+        selection: &mut Selection,
+    ) {
         self.select_step(layer, (q, weights), plan, runs, selection);
     }
-    fn attend(&mut self, layer: usize, q: &Rows, sinks: &Box<[f32]>, selection: Option<&Selection>, plan: &Plan, runs: &mut [Run<'_, Store>], out: &mut Rows) {
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: &Rows,
+        sinks: &Box<[f32]>,
+        selection: Option<&Selection>,
+        plan: &Plan,
+        runs: &mut [Run<'_, Store>],
+        out: &mut Rows,
+    ) {
         self.attend_step(layer, (q, sinks), selection, plan, runs, out);
     }
     fn project_groups(&mut self, w: &Matrix, heads: &Rows, low: &mut Rows) {

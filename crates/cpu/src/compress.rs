@@ -35,7 +35,16 @@ impl Projections<'_> {
     ///
     /// `overlap`: the four tokens before the window take part with their first half of channels, the window's
     /// own with their second.
-    fn pool(&self, window: usize, ratio: usize, overlap: bool, ape: &[f32], row: &mut [f32], max: &mut [f32], sum: &mut [f32]) {
+    fn pool(
+        &self,
+        window: usize,
+        ratio: usize,
+        overlap: bool,
+        ape: &[f32],
+        row: &mut [f32],
+        max: &mut [f32],
+        sum: &mut [f32],
+    ) {
         let (n, width) = (self.kv.width, row.len());
         let first = window * ratio;
         let before = if overlap { first.saturating_sub(ratio)..first } else { first..first };

@@ -91,7 +91,8 @@ fn top_experts(scores: &[f32], out: &mut [u32]) {
     let mut taken = 0;
     for (e, s) in scores.iter().enumerate() {
         // Insertion into the list of the best so far, which is kept by falling score.
-        let place = out[..taken].iter().position(|&o| scores[o as usize].total_cmp(s).is_lt()).unwrap_or(taken);
+        let place =
+            out[..taken].iter().position(|&o| scores[o as usize].total_cmp(s).is_lt()).unwrap_or(taken);
         if place < out.len() {
             taken = (taken + 1).min(out.len());
             out[place..taken].rotate_right(1);
@@ -102,31 +103,39 @@ fn top_experts(scores: &[f32], out: &mut [u32]) {
 }
 
 impl Cpu {
-    pub(crate) fn route_step(&mut self, choice: &Choice<Cpu>, logits: &Rows, plan: &Plan, routes: &mut Routes) {
+    pub(crate) fn route_step(
+        &mut self,
+        choice: &Choice<Cpu>,
+        logits: &Rows,
+        plan: &Plan,
+        routes: &mut Routes,
+    ) {
         let (used, experts, scale) = (routes.used, logits.width, self.shape.route_scale);
         routes.n = logits.n;
         let ids = routes.ids[..logits.n * used].par_chunks_mut(used);
         let rows = ids.zip(routes.weights[..logits.n * used].par_chunks_mut(used));
-        rows.zip(logits.used().par_chunks(experts)).zip(&plan.tokens).for_each(|(((ids, weights), logits), &token)| {
-            with_scratch(2 * experts, |scratch| {
-                let (p, biased) = scratch.split_at_mut(experts);
-                p.iter_mut().zip(logits).for_each(|(p, &z)| *p = softplus(z).sqrt());
-                match choice {
-                    Choice::Hash(table) => {
-                        let chosen = &table.values[token as usize * table.width..][..used];
-                        ids.iter_mut().zip(chosen).for_each(|(id, &e)| *id = e as u32);
-                        ids.sort_unstable();
+        rows.zip(logits.used().par_chunks(experts)).zip(&plan.tokens).for_each(
+            |(((ids, weights), logits), &token)| {
+                with_scratch(2 * experts, |scratch| {
+                    let (p, biased) = scratch.split_at_mut(experts);
+                    p.iter_mut().zip(logits).for_each(|(p, &z)| *p = softplus(z).sqrt());
+                    match choice {
+                        Choice::Hash(table) => {
+                            let chosen = &table.values[token as usize * table.width..][..used];
+                            ids.iter_mut().zip(chosen).for_each(|(id, &e)| *id = e as u32);
+                            ids.sort_unstable();
+                        }
+                        Choice::Score(bias) => {
+                            biased.iter_mut().zip(&*p).zip(bias.iter()).for_each(|((s, p), b)| *s = p + b);
+                            top_experts(biased, ids);
+                        }
                     }
-                    Choice::Score(bias) => {
-                        biased.iter_mut().zip(&*p).zip(bias.iter()).for_each(|((s, p), b)| *s = p + b);
-                        top_experts(biased, ids);
-                    }
-                }
-                let sum: f32 = ids.iter().map(|&e| p[e as usize]).sum();
-                let scale = scale / sum.max(f32::MIN_POSITIVE);
-                weights.iter_mut().zip(&*ids).for_each(|(w, &e)| *w = p[e as usize] * scale);
-            });
-        });
+                    let sum: f32 = ids.iter().map(|&e| p[e as usize]).sum();
+                    let scale = scale / sum.max(f32::MIN_POSITIVE);
+                    weights.iter_mut().zip(&*ids).for_each(|(w, &e)| *w = p[e as usize] * scale);
+                });
+            },
+        );
     }
 
     /// `y = shared(x) + sum over chosen experts, ascending, of their weighted outputs`.
@@ -217,7 +226,8 @@ mod tests {
 
     #[test]
     fn pairs_are_grouped_and_complete() {
-        let routes = Routes { used: 2, n: 3, ids: vec![0, 4, 1, 4, 0, 1], weights: vec![1., 2., 3., 4., 5., 6.] };
+        let routes =
+            Routes { used: 2, n: 3, ids: vec![0, 4, 1, 4, 0, 1], weights: vec![1., 2., 3., 4., 5., 6.] };
         let mut pairs = Pairs::default();
         pairs.fill(&routes, 5);
         let groups: Vec<_> = pairs.groups.iter().map(|g| (g.expert, g.first, g.len)).collect();

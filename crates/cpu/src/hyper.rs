@@ -68,7 +68,13 @@ impl Cpu {
         rows.for_each(|(out, x)| norm_row(weight, x, eps, out));
     }
 
-    pub(crate) fn hc_split_step(&mut self, hc: &HyperConnection<Cpu>, streams: &Rows, u: &mut Rows, mix: &mut Rows) {
+    pub(crate) fn hc_split_step(
+        &mut self,
+        hc: &HyperConnection<Cpu>,
+        streams: &Rows,
+        u: &mut Rows,
+        mix: &mut Rows,
+    ) {
         let s = &self.shape;
         let (n, d, width, iterations) = (s.streams, s.width, streams.width, s.sinkhorn);
         let (norm_eps, eps) = (s.norm_eps, s.hc_eps);
@@ -99,7 +105,11 @@ impl Cpu {
 
     pub(crate) fn hc_join_step(&mut self, y: &Rows, mix: &Rows, streams: &mut Rows) {
         let (n, d) = (self.shape.streams, self.shape.width);
-        let rows = streams.take(y.n).par_chunks_mut(n * d).zip(y.used().par_chunks(d)).zip(mix.used().par_chunks(mix.width));
+        let rows = streams
+            .take(y.n)
+            .par_chunks_mut(n * d)
+            .zip(y.used().par_chunks(d))
+            .zip(mix.used().par_chunks(mix.width));
         rows.for_each(|((streams, y), mix)| {
             let (post, comb) = mix.split_at(n);
             // All streams of a channel are replaced at once, so channels go block by block.
@@ -140,11 +150,20 @@ impl Cpu {
         self.head_control = control;
     }
 
-    pub(crate) fn draft_input_step(&mut self, mtp: &Mtp<Cpu>, table: &Matrix, plan: &Plan, streams: &mut Rows) {
+    pub(crate) fn draft_input_step(
+        &mut self,
+        mtp: &Mtp<Cpu>,
+        table: &Matrix,
+        plan: &Plan,
+        streams: &mut Rows,
+    ) {
         let (rows, n, d) = (plan.len(), self.shape.streams, self.shape.width);
         let buffer = |rows| Rows::new(rows, d);
         let (mut raw, mut normed, mut e) = (buffer(rows), buffer(rows), buffer(rows));
-        raw.take(rows).chunks_exact_mut(d).zip(&plan.tokens).for_each(|(row, &t)| table.decode(t as usize, row));
+        raw.take(rows)
+            .chunks_exact_mut(d)
+            .zip(&plan.tokens)
+            .for_each(|(row, &t)| table.decode(t as usize, row));
         self.norm_step(&mtp.e_norm, &raw, &mut normed);
         self.project_step(&normed, &mut [(&mtp.e_proj, &mut e)]);
         // Each stream of each row is a row of its own here.

@@ -51,7 +51,13 @@ impl Matrix {
 }
 
 impl Experts {
-    pub(crate) fn new(cpu: &Cpu, tensor: &Tensor, count: usize, out: usize, input: usize) -> Result<Self, BackendError> {
+    pub(crate) fn new(
+        cpu: &Cpu,
+        tensor: &Tensor,
+        count: usize,
+        out: usize,
+        input: usize,
+    ) -> Result<Self, BackendError> {
         Ok(Experts { all: Matrix::new(cpu, tensor, count * out, input)?, out })
     }
 

@@ -46,7 +46,9 @@ impl Store {
     pub(crate) fn new(layout: &Layout) -> Self {
         let layers = (0..layout.layers.len()).map(|l| {
             let bytes = |part| vec![0u8; layout.capacity(l, part) * layout.unit_bytes(l, part)];
-            let open = |role| vec![0f32; layout.capacity(l, Part::Open(role)) * layout.unit_bytes(l, Part::Open(role)) / 4];
+            let open = |role| {
+                vec![0f32; layout.capacity(l, Part::Open(role)) * layout.unit_bytes(l, Part::Open(role)) / 4]
+            };
             LayerStore {
                 window: bytes(Part::Window),
                 rows: bytes(Part::Rows),
@@ -75,10 +77,18 @@ impl Store {
         if fits {
             return Ok(self.layout.unit_bytes(layer, part));
         }
-        Err(BackendError::new(format!("layer {layer} has no {part:?} {range:?}: the saved session is longer than this one's context")))
+        Err(BackendError::new(format!(
+            "layer {layer} has no {part:?} {range:?}: the saved session is longer than this one's context"
+        )))
     }
 
-    pub(crate) fn export(&self, layer: usize, part: Part, range: Range<usize>, out: &mut Vec<u8>) -> Result<(), BackendError> {
+    pub(crate) fn export(
+        &self,
+        layer: usize,
+        part: Part,
+        range: Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), BackendError> {
         let unit = self.check(layer, part, &range)?;
         let l = &self.layers[layer];
         let slots = self.layout.capacity(layer, part).max(1);
@@ -96,10 +106,20 @@ impl Store {
         Ok(())
     }
 
-    pub(crate) fn import(&mut self, layer: usize, part: Part, range: Range<usize>, bytes: &[u8]) -> Result<(), BackendError> {
+    pub(crate) fn import(
+        &mut self,
+        layer: usize,
+        part: Part,
+        range: Range<usize>,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
         let unit = self.check(layer, part, &range)?;
         if bytes.len() != unit * range.len() {
-            return Err(BackendError::new(format!("{} bytes for {part:?} {range:?} of layer {layer}, expected {}", bytes.len(), unit * range.len())));
+            return Err(BackendError::new(format!(
+                "{} bytes for {part:?} {range:?} of layer {layer}, expected {}",
+                bytes.len(),
+                unit * range.len()
+            )));
         }
         let slots = self.layout.capacity(layer, part).max(1);
         let l = &mut self.layers[layer];

@@ -216,7 +216,8 @@ fn q4_k_tile<const N: usize>(row: &[BlockQ4K], x: [Act256<'_>; N]) -> [f32; N] {
         let mut int = [_mm256_setzero_si256(); N];
         for pair in 0..4 {
             let bytes = load_u8(&block.q, 32 * pair);
-            let planes = [_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble)];
+            let planes =
+                [_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble)];
             for (k, w) in planes.into_iter().enumerate() {
                 let g = 2 * pair + k;
                 let (scale, min) = scale_min(&block.scales, g);

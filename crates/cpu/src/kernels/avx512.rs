@@ -134,8 +134,9 @@ macro_rules! q8_0 {
             fn pair(lo: &[i8], hi: &[i8]) -> __m512i {
                 let (lo, hi) = (&lo[..32], &hi[..32]);
                 // SAFETY: both have 32 bytes; the loads need no alignment.
-                let (lo, hi) =
-                    unsafe { (_mm256_loadu_si256(lo.as_ptr().cast()), _mm256_loadu_si256(hi.as_ptr().cast())) };
+                let (lo, hi) = unsafe {
+                    (_mm256_loadu_si256(lo.as_ptr().cast()), _mm256_loadu_si256(hi.as_ptr().cast()))
+                };
                 _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lo), hi)
             }
 
@@ -167,7 +168,8 @@ macro_rules! q8_0 {
                     let b = row.len() - 1;
                     for j in 0..N {
                         let q = &x[j].q[32 * b..];
-                        let int: i32 = block.q.iter().zip(q).map(|(&w, &a)| i32::from(w) * i32::from(a)).sum();
+                        let int: i32 =
+                            block.q.iter().zip(q).map(|(&w, &a)| i32::from(w) * i32::from(a)).sum();
                         out[j] += f16_to_f32(block.d) * x[j].d[b] * int as f32;
                     }
                 }

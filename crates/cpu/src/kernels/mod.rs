@@ -70,7 +70,11 @@ impl<'a> Columns<'a> {
 
     /// The `j`th row quantized per 256.
     pub fn act256(&self, j: usize) -> Act256<'a> {
-        Act256 { q: &self.q[self.range(j, 1)], d: &self.d[self.range(j, 256)], sums: &self.sums[self.range(j, 16)] }
+        Act256 {
+            q: &self.q[self.range(j, 1)],
+            d: &self.d[self.range(j, 256)],
+            sums: &self.sums[self.range(j, 16)],
+        }
     }
 }
 

@@ -1,0 +1,174 @@
+//! Every kernel of every level this CPU has, against the scalar reference.
+
+use ds4_cpu::kernels::{Columns, Input, Kernels, Level};
+use ds4_gguf::TensorType;
+use ds4_quant::act::{Act32, Act256, quantize_32, quantize_256};
+use ds4_quant::{dequantize_row, dot_f32, dot_row};
+use proptest::prelude::*;
+
+const TYPES: [TensorType; 8] = [
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::Bf16,
+    TensorType::Q8_0,
+    TensorType::Q2K,
+    TensorType::Q4K,
+    TensorType::Iq2Xxs,
+    TensorType::Mxfp4,
+];
+
+/// A small generator, so that a case is a seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+    fn unit(&mut self) -> f32 {
+        (self.next() as f32 / (1u64 << 30) as f32) - 1.0
+    }
+}
+
+/// A row of random bits with sane scales: every pattern of quants is legal.
+fn random_row(ty: TensorType, len: usize, r: &mut Random) -> Vec<u8> {
+    let half = |r: &mut Random| half::f16::from_f32(0.01 + 0.01 * r.unit().abs()).to_le_bytes();
+    let (block_len, bytes) = (ty.block_len() as usize, ty.block_bytes() as usize);
+    let mut row = Vec::new();
+    for _ in 0..len / block_len {
+        let mut b: Vec<u8> = (0..bytes).map(|_| r.next() as u8).collect();
+        match ty {
+            TensorType::F32 => b.copy_from_slice(&r.unit().to_le_bytes()),
+            TensorType::F16 => b.copy_from_slice(&half::f16::from_f32(r.unit()).to_le_bytes()),
+            TensorType::Bf16 => b.copy_from_slice(&half::bf16::from_f32(r.unit()).to_le_bytes()),
+            TensorType::Q2K => {
+                b[80..82].copy_from_slice(&half(r));
+                b[82..84].copy_from_slice(&half(r));
+            }
+            TensorType::Q4K => {
+                b[0..2].copy_from_slice(&half(r));
+                b[2..4].copy_from_slice(&half(r));
+            }
+            TensorType::Mxfp4 => b[0] = 120 + b[0] % 8,
+            _ => b[0..2].copy_from_slice(&half(r)),
+        }
+        row.extend(b);
+    }
+    row
+}
+
+struct Panel {
+    x: Vec<f32>,
+    q32: Vec<i8>,
+    d32: Vec<f32>,
+    q256: Vec<i8>,
+    d256: Vec<f32>,
+    sums: Vec<i16>,
+}
+
+fn panel(len: usize, rows: usize, r: &mut Random) -> Panel {
+    let x: Vec<f32> = (0..len * rows).map(|_| 3.0 * r.unit()).collect();
+    let n = x.len();
+    let mut p = Panel {
+        q32: vec![0; n],
+        d32: vec![0.0; n / 32],
+        q256: vec![0; n],
+        d256: vec![0.0; n / 256],
+        sums: vec![0; n / 16],
+        x,
+    };
+    quantize_32(&p.x, &mut p.q32, &mut p.d32);
+    quantize_256(&p.x, &mut p.q256, &mut p.d256, &mut p.sums);
+    p
+}
+
+fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, seed: u64) {
+    let mut r = Random(seed);
+    let len = 256 * blocks;
+    let row = random_row(ty, len, &mut r);
+    let p = panel(len, rows, &mut r);
+    let index: Vec<u32> = (0..rows as u32).rev().collect();
+    let product = Kernels::new(level).product(ty, exact).unwrap();
+    let (q, d): (&[i8], &[f32]) = match product.input {
+        Input::Float => (&[], &[]),
+        Input::Int32 => (&p.q32, &p.d32),
+        Input::Int256 => (&p.q256, &p.d256),
+    };
+    let columns = Columns { floats: &p.x, q, d, sums: &p.sums, stride: len, offset: 0, len, index: &index };
+    let mut out = vec![0.0; rows];
+    product.dots(&row, &columns, &mut out);
+    let mut weights = vec![0.0; len];
+    dequantize_row(ty, &row, &mut weights).unwrap();
+    for (j, got) in out.iter().enumerate() {
+        let x = columns.float(j);
+        let want = match product.input {
+            Input::Float => dot_f32(&weights, x),
+            Input::Int32 => {
+                dot_row(ty, &row, columns.act32(j), Act256 { q: &[], d: &[], sums: &[] }).unwrap()
+            }
+            Input::Int256 => dot_row(ty, &row, Act32 { q: &[], d: &[] }, columns.act256(j)).unwrap(),
+        };
+        let size: f32 = weights.iter().zip(x).map(|(w, x)| (w * x).abs()).sum();
+        assert!((got - want).abs() <= 2e-6 * size, "{ty} {level:?} exact {exact}: {got} vs {want}");
+        // And alone, the same bits.
+        let mut alone = [0.0];
+        product.dots(&row, &Columns { index: &index[j..=j], ..columns }, &mut alone);
+        assert_eq!(alone[0].to_bits(), got.to_bits());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn kernels_equal_the_reference(blocks in 1usize..5, rows in 1usize..11, seed: u64) {
+        for level in Level::available() {
+            for ty in TYPES {
+                for exact in [false, true] {
+                    check(ty, level, exact, blocks, rows, seed);
+                }
+            }
+        }
+    }
+
+    /// Widths that are no multiple of a vector: float formats have no blocks.
+    #[test]
+    fn odd_widths(len in 1usize..200, seed: u64) {
+        let mut r = Random(seed);
+        for level in Level::available() {
+            let k = Kernels::new(level);
+            let (a, b): (Vec<f32>, Vec<f32>) = (0..len).map(|_| (r.unit(), r.unit())).unzip();
+            prop_assert!(((k.dot)(&a, &b) - dot_f32(&a, &b)).abs() < 1e-4);
+            let mut y = b.clone();
+            (k.axpy)(0.5, &a, &mut y);
+            for i in 0..len {
+                prop_assert!((y[i] - (b[i] + 0.5 * a[i])).abs() < 1e-6);
+            }
+            let row: Vec<u8> = a.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
+            let columns = Columns { floats: &b, q: &[], d: &[], sums: &[], stride: len, offset: 0, len, index: &[0] };
+            let mut out = [0.0];
+            (k.f16)(&row, &columns, &mut out);
+            let mut w = vec![0.0; len];
+            dequantize_row(TensorType::F16, &row, &mut w).unwrap();
+            prop_assert!((out[0] - dot_f32(&w, &b)).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn large_magnitudes_do_not_overflow() {
+    // All weights and activations at their extremes, the worst case of the 16-bit intermediate sums.
+    for level in Level::available() {
+        let mut row = Vec::new();
+        for _ in 0..8 {
+            row.extend(half::f16::from_f32(1.0).to_le_bytes());
+            row.extend([0x80u8; 32]); // -128
+        }
+        let (q, d) = (vec![-127i8; 256], vec![1.0; 8]);
+        let columns =
+            Columns { floats: &[], q: &q, d: &d, sums: &[], stride: 256, offset: 0, len: 256, index: &[0] };
+        let mut out = [0.0];
+        (Kernels::new(level).q8_0)(&row, &columns, &mut out);
+        assert_eq!(out[0], 128.0 * 127.0 * 256.0, "{level:?}");
+    }
+}
