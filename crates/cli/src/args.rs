@@ -1,0 +1,176 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Runs DeepSeek V4 Flash on hardware you own.
+///
+/// With -p it answers one prompt; alone it starts a conversation. Without -m it runs ./ds4flash.gguf if that
+/// exists, else the small ds4-nano that is part of this program.
+#[derive(Parser)]
+#[command(name = "ds4", version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) chat: ChatArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Show a file's metadata, tensors and memory needs
+    Inspect(InspectArgs),
+    /// Measure prefill and decode speed
+    Bench(BenchArgs),
+    /// Encode lines of JSON {"text": ..., "plain": bool} to token ids
+    Tokenize(TokenizeArgs),
+    /// Compute the logits of every position of a token sequence
+    Logits(LogitsArgs),
+    /// Compare two folders of named intermediate results
+    Diff(DiffArgs),
+}
+
+/// Which model, and how it is computed.
+#[derive(Args, Clone)]
+pub(crate) struct ModelArgs {
+    /// Model file (GGUF)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) model: Option<PathBuf>,
+    /// Draft block file (GGUF), where the model file has none
+    #[arg(long, value_name = "FILE")]
+    pub(crate) mtp: Option<PathBuf>,
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Answer this prompt and end
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Answer the prompt in this file and end
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// System text
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Most tokens of an answer [default: as many as fit]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Context in tokens
+    #[arg(long, value_name = "N", default_value_t = 32768)]
+    pub(crate) ctx: usize,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// Think before answering
+    #[arg(long, conflicts_with_all = ["nothink", "think_max"])]
+    pub(crate) think: bool,
+    /// Answer directly (the default)
+    #[arg(long, conflicts_with = "think_max")]
+    pub(crate) nothink: bool,
+    /// Think as thoroughly as possible
+    #[arg(long)]
+    pub(crate) think_max: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct SamplingArgs {
+    /// Temperature; 0 always takes the most probable token
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    pub(crate) temp: f32,
+    /// Keep the most probable tokens that together reach this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Keep tokens with at least this fraction of the best one's probability
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub(crate) min_p: f32,
+    /// Keep the K most probable tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Seed; the same seed gives the same text [default: from the clock]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    /// Model file (GGUF) [default: the embedded model]
+    pub(crate) file: Option<PathBuf>,
+    /// List every tensor
+    #[arg(long)]
+    pub(crate) tensors: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) prompt: usize,
+    /// Tokens decoded after it
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) gen_tokens: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct TokenizeArgs {
+    /// Vocabulary: a GGUF file or a tokenizer.json
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: PathBuf,
+    /// Lines of {"text": ..., "plain": bool}; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) jsonl: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Token ids, a JSON array
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens: PathBuf,
+    /// Result: float32 [tokens, vocab]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// f32 activations against decoded weights instead of int8 activations
+    #[arg(long)]
+    pub(crate) exact: bool,
+    /// Round KV rows and index keys as the model was trained, or not at all
+    #[arg(long, value_enum, default_value_t = Rounding::Model)]
+    pub(crate) rounding: Rounding,
+    /// Tokens per pass; 1 is token by token
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) chunk: u32,
+    /// Write every named intermediate result to this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) taps: Option<PathBuf>,
+    /// Also write the draft block's logits: float32 [tokens - 1, vocab]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) mtp_out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Rounding {
+    /// As the model was trained
+    Model,
+    /// None
+    Off,
+}
+
+#[derive(Args)]
+pub(crate) struct DiffArgs {
+    /// Folder written with `ds4 logits --taps`
+    pub(crate) a: PathBuf,
+    /// Another
+    pub(crate) b: PathBuf,
+    /// Largest absolute difference that counts as equal
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub(crate) tolerance: f32,
+}

@@ -1,0 +1,51 @@
+//! What the person sees on stderr, and only where it is a terminal.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// A line about what is going on.
+pub(crate) fn note(text: &str) {
+    eprintln!("{}", dim(text, std::io::stderr().is_terminal()));
+}
+
+/// `text` dimmed for a terminal.
+pub(crate) fn dim(text: &str, terminal: bool) -> String {
+    if terminal { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// A bar that shows nothing where nobody watches.
+fn bar(len: Option<u64>) -> ProgressBar {
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    ProgressBar::with_draw_target(len, target)
+}
+
+/// Something of unknown length.
+pub(crate) fn spinner(what: &'static str) -> ProgressBar {
+    let spinner = bar(None).with_message(what);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// Progress over tokens.
+pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left");
+    let bar = bar(Some(total as u64)).with_message(what);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [(&str, f64); 3] = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+    match UNITS.iter().find(|(_, size)| n as f64 >= *size) {
+        Some((unit, size)) => format!("{:.2} {unit}", n as f64 / size),
+        None => format!("{n} B"),
+    }
+}
