@@ -22,6 +22,10 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Measure prefill and decode speed
     Bench(BenchArgs),
+    /// Score a model on cases with checkable answers
+    Eval(EvalArgs),
+    /// Make a model file from a checkpoint
+    Quantize(QuantizeArgs),
     /// Encode lines of JSON {"text": ..., "plain": bool} to token ids
     Tokenize(TokenizeArgs),
     /// Compute the logits of every position of a token sequence
@@ -117,6 +121,38 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// File of cases (JSON lines), or a folder of such files
+    #[arg(value_name = "CASES")]
+    pub(crate) cases: PathBuf,
+    /// Print every answer
+    #[arg(long)]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct QuantizeArgs {
+    /// Folder of the checkpoint: safetensors, config.json, tokenizer.json
+    pub(crate) checkpoint: PathBuf,
+    /// Model file to write (GGUF)
+    pub(crate) out: PathBuf,
+    /// Types of the tensors
+    #[arg(long, value_enum, default_value_t = RecipeArg::Q8)]
+    pub(crate) recipe: RecipeArg,
+    /// Name in the file's metadata [default: the folder's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum RecipeArg {
+    /// Q8_0 for large matrices, F16 for the embedding and control matrices
+    Q8,
 }
 
 #[derive(Args)]

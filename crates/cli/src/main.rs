@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         None => commands::chat::run(&cli.chat),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
+        Some(Command::Eval(args)) => commands::eval::run(&args),
+        Some(Command::Quantize(args)) => commands::quantize::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Diff(args)) => commands::diff::run(&args),

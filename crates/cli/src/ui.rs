@@ -31,6 +31,16 @@ pub(crate) fn spinner(what: &'static str) -> ProgressBar {
     spinner
 }
 
+/// Progress over things that have names.
+pub(crate) fn items(what: &str) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left: {{msg}}"));
+    match style {
+        Ok(style) => bar(Some(0)).with_style(style),
+        Err(_) => bar(Some(0)),
+    }
+}
+
 /// Progress over tokens.
 pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left");

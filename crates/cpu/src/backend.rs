@@ -88,7 +88,7 @@ impl Cpu {
             panel: Panel::default(),
             hidden_panel: Panel::default(),
             hidden: Rows::new(pairs, shape.expert_width),
-            pairs: Pairs::default(),
+            pairs: Pairs::with_capacity(rows, shape.experts, shape.experts_used),
             products: Vec::new(),
             control: Rows::new(rows, shape.hc_mix()),
             head_control: Rows::new(rows, shape.streams),
@@ -160,6 +160,10 @@ impl Backend for Cpu {
         Ok(Selection { top_k, n: 0, ids: vec![0; capacity * top_k], chosen: vec![false; capacity] })
     }
     fn store(&mut self, layout: &Layout) -> Result<Store, BackendError> {
+        // Scores of the longest session, so that a session that grows allocates nothing.
+        let rows = (0..layout.layers.len()).map(|l| layout.capacity(l, Part::Keys)).max().unwrap_or(0);
+        self.scores.reserve(rows.saturating_sub(self.scores.len()));
+        self.ranked.reserve(rows.saturating_sub(self.ranked.len()));
         Ok(Store::new(layout))
     }
     fn export(

@@ -27,6 +27,16 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
+    /// Room for passes of up to `rows` rows.
+    pub(crate) fn with_capacity(rows: usize, experts: usize, used: usize) -> Self {
+        Pairs {
+            groups: Vec::with_capacity(experts + 1),
+            rows: Vec::with_capacity(rows * (used + 1)),
+            weights: Vec::with_capacity(rows * (used + 1)),
+            starts: Vec::with_capacity(experts + 1),
+        }
+    }
+
     /// Groups `routes` by expert. Within a group rows ascend.
     fn fill(&mut self, routes: &Routes, experts: usize) {
         let (n, used) = (routes.n, routes.used);

@@ -12,6 +12,7 @@ mod tensor_type;
 mod write;
 
 pub use error::Error;
+pub use map::MappedFile;
 pub use metadata::{Metadata, Value};
 pub use read::{Gguf, Tensor, TensorInfo};
 pub use tensor_type::TensorType;

@@ -32,3 +32,21 @@ impl Deref for Bytes {
         }
     }
 }
+
+/// A read-only map of a whole file.
+pub struct MappedFile(Bytes);
+
+impl MappedFile {
+    /// Maps a file.
+    pub fn open(path: &Path) -> Result<Self, crate::Error> {
+        Bytes::map(path).map(MappedFile).map_err(|source| crate::Error::Io { path: path.into(), source })
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}

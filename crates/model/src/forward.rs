@@ -231,8 +231,8 @@ impl<B: Backend> Pass<B> {
                 cx.b.project(&self.x, &mut [(&i.weights, &mut self.index_w)]);
                 let (q, w, plan) = (&mut self.index_q, &self.index_w, &self.plan);
                 cx.b.select(l, q, w, plan, cx.runs, &mut self.selection);
-                self.see_selection(cx, name, shape)?;
             }
+            self.see_selection(cx, name, shape, selects)?;
         }
         let selection = selects.then_some(&self.selection);
         cx.b.attend(l, &self.q, &w.sinks, selection, &self.plan, cx.runs, &mut self.heads);
@@ -302,17 +302,24 @@ impl<B: Backend> Pass<B> {
         Ok(read?)
     }
 
+    /// Shows which compressed rows were selected, -1 where there was nothing to choose.
     fn see_selection(
         &mut self,
         cx: &mut Context<'_, '_, B>,
         name: &std::fmt::Arguments<'_>,
         shape: &Shape,
+        selects: bool,
     ) -> Result<(), Error> {
-        if cx.tap.on() {
-            self.host.clear();
-            cx.b.read_selection(&self.selection, &mut self.host)?;
-            cx.tap.rows(&format!("{name}.index_rows"), shape.index_top_k, &self.host);
+        if !cx.tap.on() {
+            return Ok(());
         }
+        self.host.clear();
+        if selects {
+            cx.b.read_selection(&self.selection, &mut self.host)?;
+        } else {
+            self.host.resize(self.plan.len() * shape.index_top_k, -1.0);
+        }
+        cx.tap.rows(&format!("{name}.index_rows"), shape.index_top_k, &self.host);
         Ok(())
     }
 }

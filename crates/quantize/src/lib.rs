@@ -1,1 +1,18 @@
-//! ds4-quantize
+//! Makes GGUF files from the official checkpoint form (`gguf.md` sections 2 and 3).
+//!
+//! A checkpoint is a folder of safetensors shards with `config.json` and `tokenizer.json`: dense weights in FP8
+//! E4M3 with a power-of-two scale per 128x128 block, experts in packed FP4 E2M1 with a scale per 32 inputs,
+//! the rest in BF16 or F32. Tensors are read one block of rows at a time from the mapped files, so that
+//! memory does not grow with the model.
+#![forbid(unsafe_code)]
+
+mod checkpoint;
+mod config;
+mod convert;
+mod error;
+mod names;
+
+pub use checkpoint::{Checkpoint, Matrix};
+pub use config::Config;
+pub use convert::{Progress, Recipe, convert};
+pub use error::Error;

@@ -10,12 +10,16 @@
 
 mod bpe;
 mod chat;
+mod dsml;
 mod json;
+mod metadata;
 mod split;
 mod tokenizer;
 mod unicode;
 mod utf8;
 
 pub use chat::{Message, Part, Prompt, RenderError, Role, Thinking, render};
+pub use dsml::{ToolCall, parse_answer};
+pub use metadata::gguf_metadata;
 pub use tokenizer::{Error, Mode, Tokenizer};
 pub use utf8::Utf8Stream;

@@ -71,6 +71,8 @@ pub struct Tokenizer {
 pub(crate) const BOS: &str = "<｜begin▁of▁sentence｜>";
 /// End of sentence.
 pub(crate) const EOS: &str = "<｜end▁of▁sentence｜>";
+/// Padding.
+pub(crate) const PAD: &str = "<｜▁pad▁｜>";
 
 impl Tokenizer {
     /// The tokenizer in a model file's metadata (`tokenizer.md` section 6).
@@ -264,7 +266,7 @@ fn is_special_text(text: &str) -> bool {
         "/ref",
     ];
     let inner = text.strip_prefix("<｜").and_then(|t| t.strip_suffix("｜>"));
-    [BOS, EOS, "<｜▁pad▁｜>"].contains(&text)
+    [BOS, EOS, PAD].contains(&text)
         || inner.is_some_and(|t| INNER.contains(&t) || t.starts_with("place▁holder▁no"))
         || text.starts_with("<|place_holder_")
 }

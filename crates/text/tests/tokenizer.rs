@@ -72,7 +72,11 @@ fn from_tokenizer_json() {
 
 #[test]
 fn from_gguf() {
-    check(&Tokenizer::from_gguf(official_gguf(true).metadata()).unwrap());
+    let gguf = official_gguf(true);
+    check(&Tokenizer::from_gguf(gguf.metadata()).unwrap());
+    let types = gguf.metadata().i32_array("tokenizer.ggml.token_type").unwrap();
+    let count = |ty| types.iter().filter(|t| **t == ty).count();
+    assert_eq!((count(1), count(3), count(4)), (127_997, 1_277, 6));
 }
 
 #[test]

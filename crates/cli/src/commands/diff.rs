@@ -13,6 +13,10 @@ pub(crate) fn run(args: &DiffArgs) -> Result<ExitCode> {
     println!("{:28} {:>12} {:>12} {:>10}", "step", "max abs", "rel rms", "differing");
     for name in names.lines() {
         let file = format!("{name}.npy");
+        if !args.b.join(&file).exists() {
+            println!("{name:28} only in {}", args.a.display());
+            continue;
+        }
         let (a, b) = (read_npy(&args.a.join(&file))?, read_npy(&args.b.join(&file))?);
         let Some(d) = compare(&a.values, &b.values) else {
             return Err(format!("{name}: shapes {:?} and {:?}", a.shape, b.shape).into());

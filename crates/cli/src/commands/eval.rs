@@ -1,0 +1,182 @@
+//! `ds4 eval`: scores of a model on generated cases with checkable answers.
+
+use crate::Result;
+use crate::args::EvalArgs;
+use crate::load::{self, Loaded};
+use crate::ui;
+use ds4_engine::{Event, Generation, Limits, Sampler, Sampling};
+use ds4_text::{Mode, parse_answer};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// A line of a case file.
+#[derive(Deserialize)]
+struct Case {
+    skill: String,
+    /// The rendered prompt, markers as text, up to where the model speaks.
+    prompt: String,
+    /// Whether the prompt asks for thinking.
+    think: bool,
+    max_tokens: usize,
+    check: Check,
+}
+
+/// What a right answer is.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Check {
+    /// The answer, white space at its ends aside, is the value.
+    Exact { value: String },
+    /// The answer contains the value.
+    Contains { value: String },
+    /// The answer is JSON equal to the value.
+    Json { value: Value },
+    /// The answer makes exactly these calls.
+    ToolCall { calls: Vec<Call> },
+    /// Any answer: only the shape counts.
+    Shape,
+}
+
+#[derive(Deserialize)]
+struct Call {
+    name: String,
+    arguments: Map<String, Value>,
+}
+
+#[derive(Default)]
+struct Score {
+    cases: usize,
+    right: usize,
+    seconds: f64,
+}
+
+pub(crate) fn run(args: &EvalArgs) -> Result<ExitCode> {
+    let mut loaded = load::load(&args.model)?;
+    let cases = cases(&args.cases)?;
+    let mut scores: BTreeMap<String, Score> = BTreeMap::new();
+    let bar = ui::items("cases");
+    bar.set_length(cases.len() as u64);
+    for case in &cases {
+        bar.set_message(case.skill.clone());
+        let start = Instant::now();
+        let output = answer(&mut loaded, case)?;
+        let right = is_right(case, &output);
+        if args.verbose {
+            let tail: String =
+                case.prompt.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
+            bar.suspend(|| {
+                println!("[{}] {}\n...{tail}{output}\n", if right { "right" } else { "WRONG" }, case.skill)
+            });
+        }
+        let score = scores.entry(case.skill.clone()).or_default();
+        score.cases += 1;
+        score.right += usize::from(right);
+        score.seconds += start.elapsed().as_secs_f64();
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    println!("{:24} {:>6} {:>6} {:>7} {:>9}", "skill", "cases", "right", "share", "seconds");
+    let (mut all, mut right) = (0, 0);
+    for (skill, s) in &scores {
+        let share = 100.0 * s.right as f64 / s.cases as f64;
+        println!("{skill:24} {:6} {:6} {share:6.1}% {:9.1}", s.cases, s.right, s.seconds);
+        all += s.cases;
+        right += s.right;
+    }
+    println!("{:24} {all:6} {right:6} {:6.1}%", "all", 100.0 * right as f64 / all.max(1) as f64);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The cases of a file, or of every `.jsonl` file of a folder.
+fn cases(path: &Path) -> Result<Vec<Case>> {
+    let named = |e: std::io::Error| format!("{}: {e}", path.display());
+    let mut files: Vec<PathBuf> = vec![path.into()];
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).map_err(named)?;
+        files = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<_>>().map_err(named)?;
+        files.retain(|f| f.extension().is_some_and(|e| e == "jsonl"));
+        files.sort();
+    }
+    let mut cases = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+            cases.push(
+                serde_json::from_str(line).map_err(|e| format!("{}: line {}: {e}", file.display(), i + 1))?,
+            );
+        }
+    }
+    Ok(cases)
+}
+
+/// What the model says, greedily, markers included.
+fn answer(loaded: &mut Loaded, case: &Case) -> Result<String> {
+    let tokens = loaded.tokenizer.encode(&case.prompt, Mode::Special);
+    let mut session = loaded.engine.session(tokens.len() + case.max_tokens + 1)?;
+    loaded.engine.sync(&mut session, &tokens, &mut |_, _| ControlFlow::Continue(()))?;
+    let limits = Limits { max_tokens: case.max_tokens, stop: Vec::new() };
+    let mut generation = Generation::new(Sampler::new(Sampling::greedy()), limits);
+    let mut output = String::new();
+    loop {
+        match generation.next(&mut loaded.engine, &mut session, &loaded.tokenizer)? {
+            Event::Token { text, .. } => output.push_str(&text),
+            Event::End { text, .. } => return Ok(output + &text),
+        }
+    }
+}
+
+fn is_right(case: &Case, output: &str) -> bool {
+    let answer = match (case.think, output.split_once("</think>")) {
+        (true, Some((reasoning, answer))) if !reasoning.trim().is_empty() => answer,
+        (false, None) => output,
+        // It did not think although told to, or the other way round.
+        _ => return false,
+    };
+    match &case.check {
+        Check::Exact { value } => answer.trim() == value.trim(),
+        Check::Contains { value } => contains_word(answer, value),
+        Check::Json { value } => serde_json::from_str::<Value>(answer.trim()).is_ok_and(|v| v == *value),
+        Check::ToolCall { calls } => parse_answer(answer).is_some_and(|(_, made)| {
+            made.len() == calls.len()
+                && made.iter().zip(calls).all(|(m, c)| m.name == c.name && m.arguments == c.arguments)
+        }),
+        Check::Shape => !answer.trim().is_empty(),
+    }
+}
+
+/// Whether `value` occurs and is no part of a longer word or number.
+fn contains_word(text: &str, value: &str) -> bool {
+    let free = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric());
+    text.match_indices(value)
+        .any(|(i, v)| free(text[..i].chars().next_back()) && free(text[i + v.len()..].chars().next()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn right(think: bool, check: &str, output: &str) -> bool {
+        let check = serde_json::from_str(check).unwrap();
+        is_right(&Case { skill: String::new(), prompt: String::new(), think, max_tokens: 1, check }, output)
+    }
+
+    #[test]
+    fn checks() {
+        assert!(right(false, r#"{"kind":"exact","value":"42"}"#, " 42\n"));
+        assert!(!right(false, r#"{"kind":"exact","value":"42"}"#, "142"));
+        assert!(right(true, r#"{"kind":"contains","value":"42"}"#, "6*7</think>It is 42."));
+        assert!(!right(true, r#"{"kind":"contains","value":"42"}"#, "6*7</think>It is 421."));
+        assert!(!right(true, r#"{"kind":"contains","value":"42"}"#, "</think>It is 42."));
+        assert!(!right(false, r#"{"kind":"contains","value":"42"}"#, "hm</think>It is 42."));
+        assert!(right(false, r#"{"kind":"json","value":{"a":1,"b":"x"}}"#, r#"{"b":"x", "a":1}"#));
+        assert!(!right(false, r#"{"kind":"json","value":{"a":1}}"#, r#"{"a":2}"#));
+        let call = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>";
+        assert!(right(false, r#"{"kind":"tool_call","calls":[{"name":"f","arguments":{}}]}"#, call));
+        assert!(!right(false, r#"{"kind":"tool_call","calls":[{"name":"g","arguments":{}}]}"#, call));
+    }
+}
