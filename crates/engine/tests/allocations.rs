@@ -1,4 +1,5 @@
 //! Decoding allocates nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use ds4_cpu::{Cpu, Options};
 use ds4_engine::{Engine, EngineOptions};

@@ -25,7 +25,7 @@ impl Logits {
 
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        if self.vocab == 0 { 0 } else { self.values.len() / self.vocab }
+        self.values.len().checked_div(self.vocab).unwrap_or(0)
     }
 }
 
@@ -185,15 +185,15 @@ impl<B: Backend> Pass<B> {
         cx.b.hc_split(&w.attn_hc, &self.streams, &mut self.u, &mut self.mix);
         cx.b.norm(&w.attn_norm, &self.u, &mut self.x);
         self.attention(cx, l, name, w.kind, &w.attn, shape)?;
-        self.see(cx, &format_args!("{name}.attn_out"), |p| &p.y)?;
+        self.see(cx, format_args!("{name}.attn_out"), |p| &p.y)?;
         cx.b.hc_join(&self.y, &self.mix, &mut self.streams);
 
         cx.b.hc_split(&w.ffn_hc, &self.streams, &mut self.u, &mut self.mix);
         cx.b.norm(&w.ffn_norm, &self.u, &mut self.x);
         self.feed_forward(cx, name, &w.ffn)?;
-        self.see(cx, &format_args!("{name}.ffn_out"), |p| &p.y)?;
+        self.see(cx, format_args!("{name}.ffn_out"), |p| &p.y)?;
         cx.b.hc_join(&self.y, &self.mix, &mut self.streams);
-        self.see(cx, &format_args!("{name}.streams"), |p| &p.streams)
+        self.see(cx, format_args!("{name}.streams"), |p| &p.streams)
     }
 
     /// A.5: from `x` to `y`.
@@ -213,7 +213,7 @@ impl<B: Backend> Pass<B> {
         cx.b.norm(&w.q_a_norm, &self.q_a, &mut self.q_low);
         cx.b.project(&self.q_low, &mut [(&w.q_b, &mut self.q)]);
         cx.b.rotate_queries(kind, &self.plan, &mut self.q);
-        self.see(cx, &format_args!("{name}.q"), |p| &p.q)?;
+        self.see(cx, format_args!("{name}.q"), |p| &p.q)?;
         // The rows that the tokens of the pass complete.
         if let Some(c) = &w.compressor {
             cx.b.project(&self.x, &mut [(&c.kv, &mut self.comp_kv), (&c.gate, &mut self.comp_gate)]);
@@ -236,7 +236,7 @@ impl<B: Backend> Pass<B> {
         }
         let selection = selects.then_some(&self.selection);
         cx.b.attend(l, &self.q, &w.sinks, selection, &self.plan, cx.runs, &mut self.heads);
-        self.see(cx, &format_args!("{name}.heads"), |p| &p.heads)?;
+        self.see(cx, format_args!("{name}.heads"), |p| &p.heads)?;
         cx.b.project_groups(&w.out_a, &self.heads, &mut self.out_low);
         cx.b.project(&self.out_low, &mut [(&w.out_b, &mut self.y)]);
         Ok(())

@@ -107,7 +107,7 @@ fn rows(
         match ty {
             TensorType::Q8_0 => quantize_q8_0(&values, &mut bytes),
             TensorType::F16 => {
-                bytes.extend(values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()))
+                bytes.extend(values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()));
             }
             _ => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
         }

@@ -1,5 +1,5 @@
 //! Loading the full vocabulary, and encoding.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -14,7 +14,7 @@ fn tokenizer(c: &mut Criterion) {
     });
     let json = common::official_json();
     c.bench_function("load 129,280 tokens from tokenizer.json", |b| {
-        b.iter(|| Tokenizer::from_json(&json).unwrap())
+        b.iter(|| Tokenizer::from_json(&json).unwrap());
     });
     let tokenizer = Tokenizer::from_json(&json).unwrap();
     let mut text = String::new();

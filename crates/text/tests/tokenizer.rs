@@ -1,4 +1,5 @@
 //! Equal to the official tokenizer on every fixture, from either file, in both modes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
 

@@ -70,7 +70,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<ExitCode> {
             let tail: String =
                 case.prompt.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
             bar.suspend(|| {
-                println!("[{}] {}\n...{tail}{output}\n", if right { "right" } else { "WRONG" }, case.skill)
+                println!("[{}] {}\n...{tail}{output}\n", if right { "right" } else { "WRONG" }, case.skill);
             });
         }
         let score = scores.entry(case.skill.clone()).or_default();

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Avx512,
-    // SAFETY (all of these): the table is handed out by `Kernels::new` only where the CPU has the features.
+    // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
     f32: |row, x, out| unsafe { f32_dots(row, x, out) },
     // SAFETY: as above.
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },

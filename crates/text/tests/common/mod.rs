@@ -1,5 +1,5 @@
 //! The official vocabulary, both ways.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use ds4_gguf::{Gguf, Writer};
 use ds4_text::{Tokenizer, gguf_metadata};
