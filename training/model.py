@@ -182,6 +182,8 @@ def prepare_layer(w, prefix):
     l = {k[len(prefix):]: v for k, v in w.items() if k.startswith(prefix)}
     for m in ("w1", "w3", "w2"):
         l["all_" + m] = torch.cat([l.pop(f"ffn.experts.{m}"), l.pop(f"ffn.shared_experts.{m}.weight")[None]])
+    if "select" in w:
+        l["select"] = w["select"]
     return l
 
 
@@ -338,7 +340,10 @@ def attention(c, x, w, ratio, tables):
             if c.select and T > c.idx_topk:
                 with torch.no_grad():
                     kth = score.topk(c.idx_topk, -1).values[..., -1:]
-                ec = ec * (score >= kth).unsqueeze(2)
+                    keep = score >= kth
+                    if "select" in w:                # a switch that needs no recompilation
+                        keep = keep | (w["select"] < 0.5)
+                ec = ec * keep.unsqueeze(2)
         den = den + ec.sum(-1)
         o = o + torch.matmul(ec.to(dt).flatten(1, 2), rows).view(B, S, H, d).to(f)
     o = o / den.unsqueeze(-1)

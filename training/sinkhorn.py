@@ -111,11 +111,12 @@ def _(a, g, iters, eps):
 
 
 def _setup(ctx, inputs, output):
-    ctx.a, ctx.iters, ctx.eps = inputs
+    a, ctx.iters, ctx.eps = inputs
+    ctx.save_for_backward(a)
 
 
 def _grad(ctx, g):
-    return sinkhorn_backward_op(ctx.a, g, ctx.iters, ctx.eps), None, None
+    return sinkhorn_backward_op(ctx.saved_tensors[0], g, ctx.iters, ctx.eps), None, None
 
 
 sinkhorn_op.register_autograd(_grad, setup_context=_setup)
@@ -125,3 +126,15 @@ def sinkhorn(a, iters, eps):
     if a.is_cuda and a.dtype == torch.float32:
         return sinkhorn_op(a, iters, eps)
     return sinkhorn_plain(a, iters, eps)
+
+
+if __name__ == "__main__":               # GPU check against the plain version
+    x = torch.randn(1000, 4, 4, device="cuda") * 2
+    g = torch.randn(1000, 4, 4, device="cuda")
+    u, v = x.clone().requires_grad_(), x.double().requires_grad_()
+    p, q = sinkhorn(u, 20, 1e-6), sinkhorn_plain(v, 20, 1e-6)
+    p.backward(g)
+    q.backward(g.double())
+    e = [(p - q).abs().max().item(), (u.grad - v.grad).abs().max().item()]
+    print("sinkhorn kernel error, forward and backward:", e)
+    assert max(e) < 1e-4

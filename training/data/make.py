@@ -10,7 +10,7 @@ import skills
 from chatfmt import BOS, EOS, render
 
 NAMES, WEIGHTS = list(skills.MIX), list(skills.MIX.values())
-PROMPT_WEIGHT = 0.08          # a little loss on prompts helps the embeddings and copying; answers count fully
+PROMPT_WEIGHT = 0.06          # a little loss on prompts helps the embeddings and copying; answers count fully
 
 
 def document(r, split="train", long=0):
@@ -23,7 +23,7 @@ def document(r, split="train", long=0):
             return [(BOS + skills.story_text(r) + EOS, 0.5)]
         s = r.choices(NAMES, WEIGHTS)[0]
         conv = skills.recall(r, split, r.choice([20, 60, 120, 250, 400, 700])) if s == "recall" else skills.SKILLS[s](r, split)
-    return [(t, 1.0 if ans else PROMPT_WEIGHT) for t, ans in render(conv, r.random() < 0.45)]
+    return [(t, 1.0 if ans else 0.004 if long else PROMPT_WEIGHT) for t, ans in render(conv, r.random() < 0.45)]
 
 
 def encode(tok, docs):
@@ -35,7 +35,7 @@ def encode(tok, docs):
         ids, w = [], []
         for _, weight in d:
             ids += enc[i].ids
-            w += [int(weight * 255)] * len(enc[i].ids)
+            w += [max(1, int(weight * 255))] * len(enc[i].ids)
             i += 1
         out.append((ids, w))
     return out

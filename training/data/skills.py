@@ -554,7 +554,7 @@ def recall(r, split, length=300):
         parts.append(filler(r))
         n += len(parts[-1].split())
     facts, seen = [], set()
-    for i in range(r.randint(1, 4) if length < 1000 else r.randint(2, 8)):
+    for i in range(r.randint(1, 4) if length < 1000 else r.randint(3, 12)):
         f = needle(r, split if i == 0 else r.choice(["train", "train"]) if split == "train" else "eval")
         if f[1] not in seen:
             seen.add(f[1])

@@ -2,10 +2,11 @@
 //!
 //! # Why the tokenizer is our own
 //! Two modes are needed on one vocabulary: template text, in which markers are recognised, and client text, in
-//! which nothing is ([`Mode`]). General tokenizer libraries recognise added tokens in every text; their switch
-//! for this covers only those flagged special, which excludes the turn, thinking and tool-call markers. They
-//! also take several times longer than [`Tokenizer::from_gguf`] to build the 128,000 entries. The algorithm is small
-//! and its behaviour is pinned by the official fixtures.
+//! which nothing is ([`Mode`]). The `tokenizers` crate recognises added tokens in every text; its switch for
+//! this covers only those flagged special, which leaves the turn, thinking and tool-call markers active, so
+//! that a second instance with another vocabulary would be needed for client text. One instance takes 285 ms
+//! to load the official `tokenizer.json` where ours takes 227 ms, and 129 ms from GGUF metadata (medians on
+//! one machine). The algorithm is small and its behaviour is pinned by the official fixtures.
 #![forbid(unsafe_code)]
 
 mod bpe;

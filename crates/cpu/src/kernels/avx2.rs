@@ -32,7 +32,7 @@ pub(super) const KERNELS: Kernels = Kernels {
 /// Loads 32 bytes; checked in debug builds, and the slice pattern keeps the compiler's own check cheap.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load_i8(q: &[i8], at: usize) -> __m256i {
+pub(super) fn load_i8(q: &[i8], at: usize) -> __m256i {
     let q = &q[at..at + 32];
     // SAFETY: `q` has 32 bytes; the load needs no alignment.
     unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
@@ -64,7 +64,7 @@ pub(super) fn sum(v: __m256) -> f32 {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn half(b: [u8; 2]) -> f32 {
+pub(super) fn half(b: [u8; 2]) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(b)))))
 }
 
@@ -146,7 +146,7 @@ fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn q8_0_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+pub(super) fn q8_0_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
     tiles!(x, out, act32, q8_0_tile, row);
 }

@@ -1,4 +1,4 @@
-//! AVX-512, with and without VNNI. Formats whose cost is unpacking use the AVX2 kernels.
+//! AVX-512, with and without VNNI. Formats whose cost is unpacking or scaling use the AVX2 kernels.
 #![allow(unsafe_code)]
 
 use super::{Columns, Kernels, Level, avx2, tiles};
@@ -13,7 +13,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
     // SAFETY: as above.
-    q8_0: |row, x, out| unsafe { plain::q8_0_dots(row, x, out) },
+    q8_0: |row, x, out| unsafe { avx2::q8_0_dots(row, x, out) },
     // SAFETY: as above.
     q2_k: |row, x, out| unsafe { avx2::q2_k_dots(row, x, out) },
     // SAFETY: as above.
@@ -29,7 +29,7 @@ pub(super) const KERNELS: Kernels = Kernels {
 pub(super) const KERNELS_VNNI: Kernels = Kernels {
     level: Level::Avx512Vnni,
     // SAFETY: as above.
-    q8_0: |row, x, out| unsafe { vnni::q8_0_dots(row, x, out) },
+    q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
     ..KERNELS
 };
 
@@ -123,74 +123,26 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Two Q8_0 blocks fill a vector; the sums of pairs come from `maddubs` and `madd`, or from one VNNI step.
-macro_rules! q8_0 {
-    ($module:ident, $features:literal, $sum4:expr) => {
-        mod $module {
-            use super::*;
-
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn pair(lo: &[i8], hi: &[i8]) -> __m512i {
-                let (lo, hi) = (&lo[..32], &hi[..32]);
-                // SAFETY: both have 32 bytes; the loads need no alignment.
-                let (lo, hi) = unsafe {
-                    (_mm256_loadu_si256(lo.as_ptr().cast()), _mm256_loadu_si256(hi.as_ptr().cast()))
-                };
-                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(lo), hi)
-            }
-
-            #[inline]
-            #[target_feature(enable = $features)]
-            fn scales(lo: f32, hi: f32) -> __m512 {
-                _mm512_insertf32x8::<1>(_mm512_set1_ps(lo), _mm256_set1_ps(hi))
-            }
-
-            #[target_feature(enable = $features)]
-            fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
-                let mut acc = [_mm512_setzero_ps(); N];
-                let (pairs, tail) = row.as_chunks::<2>();
-                for (b, [b0, b1]) in pairs.iter().enumerate() {
-                    let w = pair(&b0.q, &b1.q);
-                    let (magnitude, negative) = (_mm512_abs_epi8(w), _mm512_movepi8_mask(w));
-                    let (d0, d1) = (f16_to_f32(b0.d), f16_to_f32(b1.d));
-                    for j in 0..N {
-                        let q = &x[j].q[64 * b..64 * b + 64];
-                        let q = pair(&q[..32], &q[32..]);
-                        let q = _mm512_mask_sub_epi8(q, negative, _mm512_setzero_si512(), q);
-                        let int = _mm512_cvtepi32_ps($sum4(magnitude, q));
-                        let scale = scales(d0 * x[j].d[2 * b], d1 * x[j].d[2 * b + 1]);
-                        acc[j] = _mm512_fmadd_ps(int, scale, acc[j]);
-                    }
-                }
-                let mut out = acc.map(|a| _mm512_reduce_add_ps(a));
-                if let [block] = tail {
-                    let b = row.len() - 1;
-                    for j in 0..N {
-                        let q = &x[j].q[32 * b..];
-                        let int: i32 =
-                            block.q.iter().zip(q).map(|(&w, &a)| i32::from(w) * i32::from(a)).sum();
-                        out[j] += f16_to_f32(block.d) * x[j].d[b] * int as f32;
-                    }
-                }
-                out
-            }
-
-            #[target_feature(enable = $features)]
-            pub(super) fn q8_0_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-                let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
-                tiles!(x, out, act32, q8_0_tile, row);
-            }
+/// One block a step, as with AVX2, but VNNI sums four products in one instruction. (Two blocks in a 512-bit
+/// vector lose more by putting the halves and their scales together than they gain.)
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
+    let mut acc = [_mm256_setzero_ps(); N];
+    for (b, block) in row.iter().enumerate() {
+        let w = avx2::load_i8(&block.q, 0);
+        let magnitude = _mm256_abs_epi8(w);
+        let d = avx2::half(block.d);
+        for j in 0..N {
+            let q = _mm256_sign_epi8(avx2::load_i8(x[j].q, 32 * b), w);
+            let int = _mm256_dpbusd_epi32(_mm256_setzero_si256(), magnitude, q);
+            acc[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(int), _mm256_set1_ps(d * x[j].d[b]), acc[j]);
         }
-    };
+    }
+    acc.map(|a| avx2::sum(a))
 }
 
-q8_0!(plain, "avx512f,avx512bw,avx512vl,avx512dq,f16c", |w, q| _mm512_madd_epi16(
-    _mm512_maddubs_epi16(w, q),
-    _mm512_set1_epi16(1)
-));
-q8_0!(vnni, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c", |w, q| _mm512_dpbusd_epi32(
-    _mm512_setzero_si512(),
-    w,
-    q
-));
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn q8_0_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
+    tiles!(x, out, act32, q8_0_tile, row);
+}

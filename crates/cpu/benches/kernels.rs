@@ -1,0 +1,106 @@
+//! Bytes of weights per second of every kernel, beside the read bandwidth that bounds them: the probe reads the
+//! same amount of memory in the same process. `cargo bench -p ds4-cpu`.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ds4_cpu::kernels::{Columns, Input, Kernels, Level};
+use ds4_gguf::TensorType;
+use std::hint::black_box;
+
+/// Width of Flash's model rows.
+const WIDTH: usize = 4096;
+/// Well beyond the caches.
+const BYTES: usize = 256 << 20;
+
+/// Activations of `n` rows, in every form.
+struct Panel {
+    floats: Vec<f32>,
+    q: Vec<i8>,
+    d: Vec<f32>,
+    sums: Vec<i16>,
+    index: Vec<u32>,
+}
+
+fn panel(n: usize) -> Panel {
+    let len = n * WIDTH;
+    Panel {
+        floats: (0..len).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect(),
+        q: (0..len).map(|i| (i % 255) as u8 as i8).map(|v| v.max(-127)).collect(),
+        d: vec![0.01; len / 32],
+        sums: vec![3; len / 16],
+        index: (0..n as u32).collect(),
+    }
+}
+
+/// Rows of random blocks; the bits of scales are cleared so that no sum becomes NaN.
+fn rows(ty: TensorType) -> (Vec<u8>, usize) {
+    let row = (WIDTH as u64 / ty.block_len() * ty.block_bytes()) as usize;
+    let mut state = 1u32;
+    let mut bytes: Vec<u8> = (0..BYTES / row * row)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8 & 0x3f
+        })
+        .collect();
+    if ty == TensorType::F16 {
+        bytes.iter_mut().skip(1).step_by(2).for_each(|b| *b &= 0x33);
+    }
+    (bytes, row)
+}
+
+fn bandwidth(c: &mut Criterion) {
+    let memory = vec![1u64; BYTES / 8];
+    let mut group = c.benchmark_group("read bandwidth, one thread");
+    group.throughput(Throughput::Bytes(BYTES as u64)).sample_size(10);
+    // Eight independent sums: enough loads in flight to be bound by memory.
+    group.bench_function("sum", |b| {
+        b.iter(|| {
+            let mut sums = [0u64; 8];
+            for chunk in memory.as_chunks::<8>().0 {
+                sums.iter_mut().zip(chunk).for_each(|(s, v)| *s = s.wrapping_add(*v));
+            }
+            black_box(sums)
+        });
+    });
+    group.finish();
+}
+
+fn kernels(c: &mut Criterion) {
+    use TensorType as T;
+    for ty in [T::Q8_0, T::Iq2Xxs, T::Q2K, T::Q4K, T::F16, T::F32] {
+        let (weights, row) = rows(ty);
+        let mut group = c.benchmark_group(format!("{ty}, bytes of weights, one thread"));
+        group.throughput(Throughput::Bytes(weights.len() as u64)).sample_size(10);
+        for level in Level::available().into_iter().skip(1) {
+            let product = Kernels::new(level).product(ty, false).unwrap();
+            for n in [1, 8] {
+                let p = panel(n);
+                let (q, d): (&[i8], &[f32]) =
+                    if product.input == Input::Float { (&[], &[]) } else { (&p.q, &p.d) };
+                let columns = Columns {
+                    floats: &p.floats,
+                    q,
+                    d,
+                    sums: &p.sums,
+                    stride: WIDTH,
+                    offset: 0,
+                    len: WIDTH,
+                    index: &p.index,
+                };
+                group.bench_function(BenchmarkId::new(format!("{level:?}"), format!("{n} rows")), |b| {
+                    b.iter_batched_ref(
+                        || vec![0.0; n],
+                        |out| {
+                            weights.chunks_exact(row).for_each(|w| product.dots(w, &columns, black_box(out)))
+                        },
+                        BatchSize::SmallInput,
+                    );
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, bandwidth, kernels);
+criterion_main!(benches);
