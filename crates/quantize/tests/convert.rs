@@ -1,0 +1,299 @@
+//! A small checkpoint of every form, made here, converted, and read back.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use ds4_cpu::{Cpu, Options};
+use ds4_gguf::{Gguf, TensorType};
+use ds4_model::{Model, Shape};
+use ds4_quant::{dequantize_row, e8m0_to_f32, fp4, fp8};
+use ds4_quantize::{Checkpoint, Recipe, convert};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const WIDTH: usize = 160; // more than one 128-block, and the second is cut
+const VOCAB: usize = 320;
+const EXPERTS: usize = 3;
+const EXPERT_WIDTH: usize = 64;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+    fn unit(&mut self) -> f32 {
+        self.next() as f32 / (1u64 << 30) as f32 - 1.0
+    }
+}
+
+/// Tensors by name: type, shape, bytes.
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+struct Maker {
+    random: Random,
+    tensors: Tensors,
+}
+
+impl Maker {
+    fn put(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) {
+        self.tensors.insert(name.into(), (dtype, shape.into(), bytes));
+    }
+
+    fn f32(&mut self, name: &str, shape: &[usize]) {
+        let bytes = (0..shape.iter().product()).flat_map(|_| self.random.unit().to_le_bytes()).collect();
+        self.put(name, Dtype::F32, shape, bytes);
+    }
+
+    fn bf16(&mut self, name: &str, shape: &[usize]) {
+        let bytes = (0..shape.iter().product())
+            .flat_map(|_| half::bf16::from_f32(self.random.unit()).to_le_bytes())
+            .collect();
+        self.put(name, Dtype::BF16, shape, bytes);
+    }
+
+    fn scales(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| 118 + (self.random.next() % 6) as u8).collect()
+    }
+
+    fn fp8(&mut self, name: &str, shape: [usize; 2]) {
+        let codes = (0..shape[0] * shape[1]).map(|_| fp8::f32_to_e4m3(100.0 * self.random.unit())).collect();
+        self.put(&format!("{name}.weight"), Dtype::F8_E4M3, &shape, codes);
+        let blocks = [shape[0].div_ceil(128), shape[1].div_ceil(128)];
+        let scales = self.scales(blocks[0] * blocks[1]);
+        self.put(&format!("{name}.scale"), Dtype::F8_E8M0, &blocks, scales);
+    }
+
+    fn fp4(&mut self, name: &str, shape: [usize; 2]) {
+        let codes = (0..shape[0] * shape[1] / 2).map(|_| self.random.next() as u8).collect();
+        self.put(&format!("{name}.weight"), Dtype::I8, &[shape[0], shape[1] / 2], codes);
+        let scales = self.scales(shape[0] * shape[1] / 32);
+        self.put(&format!("{name}.scale"), Dtype::F8_E8M0, &[shape[0], shape[1] / 32], scales);
+    }
+
+    fn hyper(&mut self, prefix: &str, rows: usize, scales: usize) {
+        self.f32(&format!("{prefix}_fn"), &[rows, 4 * WIDTH]);
+        self.f32(&format!("{prefix}_base"), &[rows]);
+        self.f32(&format!("{prefix}_scale"), &[scales]);
+    }
+
+    fn compressor(&mut self, prefix: &str, n: usize, ratio: usize, width: usize) {
+        self.bf16(&format!("{prefix}.wkv.weight"), &[n, WIDTH]);
+        self.bf16(&format!("{prefix}.wgate.weight"), &[n, WIDTH]);
+        self.f32(&format!("{prefix}.ape"), &[ratio, n]);
+        self.f32(&format!("{prefix}.norm.weight"), &[width]);
+    }
+
+    fn layer(&mut self, p: &str, ratio: usize, hash: bool) {
+        for part in ["attn", "ffn"] {
+            self.hyper(&format!("{p}hc_{part}"), 24, 3);
+            self.f32(&format!("{p}{part}_norm.weight"), &[WIDTH]);
+        }
+        for (name, shape) in [
+            ("wq_a", [64, WIDTH]),
+            ("wq_b", [128, 64]),
+            ("wkv", [64, WIDTH]),
+            ("wo_a", [64, 64]),
+            ("wo_b", [WIDTH, 64]),
+        ] {
+            self.fp8(&format!("{p}attn.{name}"), shape);
+        }
+        self.f32(&format!("{p}attn.q_norm.weight"), &[64]);
+        self.f32(&format!("{p}attn.kv_norm.weight"), &[64]);
+        self.f32(&format!("{p}attn.attn_sink"), &[2]);
+        match ratio {
+            4 => {
+                self.compressor(&format!("{p}attn.compressor"), 128, 4, 64);
+                self.fp8(&format!("{p}attn.indexer.wq_b"), [64, 64]);
+                self.bf16(&format!("{p}attn.indexer.weights_proj.weight"), &[2, WIDTH]);
+                self.compressor(&format!("{p}attn.indexer.compressor"), 64, 4, 32);
+            }
+            0 => {}
+            r => self.compressor(&format!("{p}attn.compressor"), 64, r, 64),
+        }
+        self.bf16(&format!("{p}ffn.gate.weight"), &[EXPERTS, WIDTH]);
+        if hash {
+            let ids = (0..VOCAB * 2).flat_map(|i| ((i % EXPERTS) as i64).to_le_bytes()).collect();
+            self.put(&format!("{p}ffn.gate.tid2eid"), Dtype::I64, &[VOCAB, 2], ids);
+        } else {
+            self.f32(&format!("{p}ffn.gate.bias"), &[EXPERTS]);
+        }
+        for (w, shape) in
+            [("w1", [EXPERT_WIDTH, WIDTH]), ("w3", [EXPERT_WIDTH, WIDTH]), ("w2", [WIDTH, EXPERT_WIDTH])]
+        {
+            for e in 0..EXPERTS {
+                self.fp4(&format!("{p}ffn.experts.{e}.{w}"), shape);
+            }
+            self.fp8(&format!("{p}ffn.shared_experts.{w}"), shape);
+        }
+    }
+}
+
+fn tensors() -> Tensors {
+    let mut m = Maker { random: Random(9), tensors: Tensors::new() };
+    m.bf16("embed.weight", &[VOCAB, WIDTH]);
+    m.bf16("head.weight", &[VOCAB, WIDTH]);
+    m.f32("norm.weight", &[WIDTH]);
+    m.hyper("hc_head", 4, 1);
+    m.layer("layers.0.", 0, true);
+    m.layer("layers.1.", 4, false);
+    m.layer("layers.2.", 128, false);
+    m.fp8("mtp.0.e_proj", [WIDTH, WIDTH]);
+    m.fp8("mtp.0.h_proj", [WIDTH, WIDTH]);
+    for norm in ["enorm", "hnorm", "norm"] {
+        m.f32(&format!("mtp.0.{norm}.weight"), &[WIDTH]);
+    }
+    m.hyper("mtp.0.hc_head", 4, 1);
+    m.layer("mtp.0.", 0, false);
+    m.tensors
+}
+
+fn config() -> serde_json::Value {
+    json!({
+        "vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2, "head_dim": 64,
+        "qk_rope_head_dim": 32, "q_lora_rank": 64, "o_groups": 2, "o_lora_rank": 32, "sliding_window": 16,
+        "compress_ratios": [0, 4, 128, 0], "compress_rope_theta": 160000.0, "rope_theta": 10000.0,
+        "rope_scaling": {"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536, "beta_fast": 32, "beta_slow": 1},
+        "max_position_embeddings": 4096, "index_n_heads": 2, "index_head_dim": 32, "index_topk": 8, "hc_mult": 4,
+        "hc_sinkhorn_iters": 20, "hc_eps": 1e-6, "rms_norm_eps": 1e-6, "n_routed_experts": EXPERTS,
+        "num_experts_per_tok": 2, "num_hash_layers": 1, "moe_intermediate_size": EXPERT_WIDTH,
+        "routed_scaling_factor": 1.5, "swiglu_limit": 10.0, "num_nextn_predict_layers": 1, "unknown": [1, 2]
+    })
+}
+
+/// Byte tokens and the markers.
+fn tokenizer() -> serde_json::Value {
+    let mut alphabet = Vec::new();
+    let mut extra = 0x100;
+    for b in 0..=255u32 {
+        alphabet.push(match b {
+            0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => b,
+            _ => {
+                extra += 1;
+                extra - 1
+            }
+        });
+    }
+    let vocab: serde_json::Map<_, _> = alphabet
+        .iter()
+        .enumerate()
+        .map(|(i, c)| (char::from_u32(*c).unwrap().to_string(), json!(i + 3)))
+        .collect();
+    let markers = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"];
+    let added: Vec<_> =
+        markers.iter().enumerate().map(|(i, m)| json!({"id": i, "content": m, "special": true})).collect();
+    json!({"added_tokens": added, "model": {"type": "BPE", "vocab": vocab, "merges": []}})
+}
+
+/// Writes the checkpoint in two shards.
+fn write(folder: &Path, tensors: &Tensors) {
+    std::fs::write(folder.join("config.json"), config().to_string()).unwrap();
+    std::fs::write(folder.join("tokenizer.json"), tokenizer().to_string()).unwrap();
+    for shard in 0..2 {
+        let views = tensors.iter().enumerate().filter(|(i, _)| i % 2 == shard).map(
+            |(_, (name, (dtype, shape, bytes)))| {
+                (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+            },
+        );
+        safetensors::serialize_to_file(views, None, &folder.join(format!("model-{shard}.safetensors")))
+            .unwrap();
+    }
+}
+
+fn values(file: &Gguf, name: &str) -> Vec<f32> {
+    let t = file.tensor(name).unwrap();
+    let mut values = vec![0.0; t.dims().iter().product::<u64>() as usize];
+    dequantize_row(t.ty(), t.bytes(), &mut values).unwrap();
+    values
+}
+
+#[test]
+fn converts_and_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = tensors();
+    write(folder.path(), &tensors);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let out = folder.path().join("model.gguf");
+    let mut last = (0, 0);
+    convert(&checkpoint, &out, "test", Recipe::Q8, &mut |done, total, _| last = (done, total)).unwrap();
+    assert_eq!(last.0, last.1);
+    let file = Gguf::open(&out).unwrap();
+
+    // An FP8 matrix: value = code * scale of its 128x128 block, within half a Q8_0 step.
+    let (_, _, codes) = &tensors["layers.1.attn.wo_b.weight"];
+    let (_, _, scales) = &tensors["layers.1.attn.wo_b.scale"];
+    let got = values(&file, "blk.1.attn_output_b.weight");
+    for r in 0..WIDTH {
+        let row: Vec<f32> =
+            (0..64).map(|c| fp8::e4m3_to_f32(codes[64 * r + c]) * e8m0_to_f32(scales[r / 128])).collect();
+        near(&got[64 * r..64 * r + 64], &row);
+    }
+    // An expert: two codes a byte, low nibble first, a scale per 32 inputs; experts one behind the other.
+    let (_, _, codes) = &tensors["layers.2.ffn.experts.2.w1.weight"];
+    let (_, _, scales) = &tensors["layers.2.ffn.experts.2.w1.scale"];
+    let got = values(&file, "blk.2.ffn_gate_exps.weight");
+    for r in 0..EXPERT_WIDTH {
+        let at = |c: usize| {
+            let byte = codes[(r * WIDTH + c) / 2];
+            let code = if c.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
+            fp4::e2m1_to_f32(code) * e8m0_to_f32(scales[(r * WIDTH + c) / 32])
+        };
+        let row: Vec<f32> = (0..WIDTH).map(at).collect();
+        let start = (2 * EXPERT_WIDTH + r) * WIDTH;
+        near(&got[start..start + WIDTH], &row);
+    }
+    assert_eq!(file.tensor("blk.0.ffn_gate_tid2eid.weight").unwrap().ty(), TensorType::I32);
+    assert_eq!(file.tensor("blk.1.attn_compressor_ape.weight").unwrap().dims(), [128, 4]);
+    assert_eq!(file.tensor("token_embd.weight").unwrap().ty(), TensorType::F16);
+
+    // The engine takes it, draft block included.
+    let shape = Shape::from_gguf(&file).unwrap();
+    let mut cpu = Cpu::new(&shape, Options::default()).unwrap();
+    let model = Model::load(&mut cpu, &file, None).unwrap();
+    assert!(model.weights.mtp.is_some());
+    let tokenizer = ds4_text::Tokenizer::from_gguf(file.metadata()).unwrap();
+    assert_eq!(tokenizer.decode(&tokenizer.encode("héllo", ds4_text::Mode::Plain)), "héllo".as_bytes());
+}
+
+/// Equal within half a step of Q8_0 and the rounding of its scale, block by block.
+fn near(got: &[f32], want: &[f32]) {
+    for (got, want) in got.chunks(32).zip(want.chunks(32)) {
+        let max = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() <= max / 254.0 + w.abs() / 1000.0 + 1e-7, "{g} vs {w}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = tensors();
+        change(&mut tensors);
+        write(folder.path(), &tensors);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let out = folder.path().join("x.gguf");
+        let e = convert(&checkpoint, &out, "x", Recipe::Q8, &mut |_, _, _| {}).unwrap_err().to_string();
+        assert!(!out.exists(), "a failed conversion leaves no file");
+        e
+    };
+    let missing = error(&|t| drop(t.remove("layers.1.attn.wq_b.scale")));
+    assert_eq!(missing, "tensor layers.1.attn.wq_b.scale is in none of the checkpoint's files");
+    let shape = error(&|t| {
+        let (_, shape, bytes) = t.get_mut("norm.weight").unwrap();
+        shape[0] -= 1;
+        bytes.truncate(4 * (WIDTH - 1));
+    });
+    assert_eq!(shape, "tensor norm.weight: found shape [159], expected [160]");
+    let table = error(&|t| t.get_mut("layers.0.ffn.gate.tid2eid").unwrap().2[0] = 9);
+    assert_eq!(table, "tensor layers.0.ffn.gate.tid2eid: found value 9, expected 0 to 2");
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    assert!(
+        Checkpoint::open(folder.path()).err().unwrap().to_string().contains("missing field `vocab_size`")
+    );
+    std::fs::write(folder.path().join("config.json"), config().to_string()).unwrap();
+    std::fs::write(folder.path().join("model-0.safetensors"), [255; 40]).unwrap();
+    assert!(Checkpoint::open(folder.path()).err().unwrap().to_string().contains("model-0.safetensors"));
+}
