@@ -1,0 +1,112 @@
+//! The binary, as a person or a script uses it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn ds4(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ds4")).args(args).output().unwrap()
+}
+
+fn stdout(args: &[&str]) -> String {
+    let out = ds4(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn fixture(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/logits/dev-f16");
+    folder.join(name).to_str().unwrap().to_owned()
+}
+
+/// A path in a folder of its own.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Folder(tempfile::tempdir().unwrap())
+    }
+    fn path(&self, name: &str) -> String {
+        let path: PathBuf = self.0.path().join(name);
+        path.to_str().unwrap().to_owned()
+    }
+    fn write(&self, name: &str, content: &str) -> String {
+        std::fs::write(self.0.path().join(name), content).unwrap();
+        self.path(name)
+    }
+}
+
+#[test]
+fn logits_are_the_same_for_every_chunk_and_diff_says_so() {
+    let folder = Folder::new();
+    let tokens: Vec<u32> = (0..150u32).map(|i| i * 37 % 270).collect();
+    let tokens = folder.write("t.json", &format!("{tokens:?}"));
+    let run = |out: &str, taps: &str, more: &[&str]| {
+        let (model, mtp) = (fixture("model.gguf"), fixture("mtp.gguf"));
+        let (out, taps) = (folder.path(out), folder.path(taps));
+        let mut args =
+            vec!["logits", "-m", &model, "--mtp", &mtp, "--tokens", &tokens, "--out", &out, "--taps", &taps];
+        args.extend(more);
+        stdout(&args);
+        std::fs::read(out).unwrap()
+    };
+    let draft = folder.path("draft.npy");
+    let whole = run("a.npy", "a", &["--exact", "--mtp-out", &draft]);
+    let single = run("b.npy", "b", &["--exact", "--chunk", "1"]);
+    assert!(whole == single);
+    assert!(std::fs::read(&draft).unwrap().len() > 149 * 272 * 4);
+    let (a, b) = (folder.path("a"), folder.path("b"));
+    assert!(stdout(&["diff", &a, &b]).contains("\nequal"));
+    run("c.npy", "c", &["--rounding", "off", "--exact"]);
+    let different = ds4(&["diff", &a, &folder.path("c")]);
+    assert_eq!(different.status.code(), Some(1));
+    let text = String::from_utf8(different.stdout).unwrap();
+    // The first thing that rounding changes is what attention reads.
+    assert!(text.contains("first difference: blk.0.heads"), "{text}");
+}
+
+#[test]
+fn tokenize_both_modes() {
+    let folder = Folder::new();
+    let lines =
+        folder.write("in.jsonl", "{\"text\":\"he<think>\",\"plain\":true}\n\n{\"text\":\"he<think>\"}\n");
+    let model = fixture("model.gguf");
+    let out = stdout(&["tokenize", "--tokenizer", &model, "--jsonl", &lines]);
+    let ids: Vec<Vec<u32>> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(ids.len(), 2);
+    assert_eq!((ids[0].len(), ids[1].len()), (9, 3));
+    let bad = folder.write("bad.jsonl", "{\"text\": 5}\n");
+    let out = ds4(&["tokenize", "--tokenizer", &model, "--jsonl", &bad]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("bad.jsonl: line 1"));
+}
+
+#[test]
+fn inspect_and_bench() {
+    let model = fixture("model.gguf");
+    let text = stdout(&["inspect", &model]);
+    for part in ["deepseek4.block_count", "routed experts", "5 layers: 2 window, 2 indexed", "1000000"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let json =
+        stdout(&["bench", "-m", &model, "--prompt", "40", "--gen-tokens", "8", "--json", "--threads", "1"]);
+    let figures: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(figures["prompt_tps"].as_f64().unwrap() > 0.0 && figures["decode_tps"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn errors_name_the_culprit() {
+    let folder = Folder::new();
+    let error = |args: &[&str]| {
+        let out = ds4(args);
+        assert!(!out.status.success());
+        String::from_utf8(out.stderr).unwrap()
+    };
+    assert!(error(&["-m", "none.gguf", "-p", "hi"]).contains("none.gguf: No such file"));
+    let junk = folder.write("junk.gguf", "this is no model");
+    assert!(error(&["-m", &junk, "-p", "hi"]).contains("not a GGUF file"));
+    assert!(error(&["--prompt-file", "none.txt"]).contains("none.txt"));
+    let tokens = folder.write("t.json", "[1, 99999]");
+    let (model, out) = (fixture("model.gguf"), folder.path("o.npy"));
+    assert!(error(&["logits", "-m", &model, "--tokens", &tokens, "--out", &out]).contains("token id 99999"));
+    assert!(error(&["quantize", "/nonexistent", "x.gguf"]).contains("/nonexistent/config.json"));
+}
