@@ -32,7 +32,7 @@ a.add_argument("--decay", type=float, default=0.5, help="share of the time at th
 a.add_argument("--muon", type=float, default=0.02)
 a.add_argument("--adam", type=float, default=2e-3)
 a.add_argument("--seed", type=int, default=1)
-a.add_argument("--init", help="checkpoint folder with master.pt to continue from")
+a.add_argument("--init", help="folder to continue from: with master.pt, else an exported checkpoint")
 a.add_argument("--toy", action="store_true", help="tiny CPU run")
 args = a.parse_args()
 dev = "cpu" if args.toy else "cuda"
@@ -74,7 +74,8 @@ threading.Thread(target=feeder, args=("long", long_batch, long_len, queues["long
 
 p, table = M.init_params(c, args.seed), M.init_hash(c, args.seed)
 if args.init:
-    p = torch.load(args.init + "/master.pt", map_location="cpu")
+    full = args.init + "/master.pt"
+    p = torch.load(full, map_location="cpu") if os.path.exists(full) else export.read(args.init)[0]
 p = {k: v.to(dev).requires_grad_(not k.endswith("gate.bias")) for k, v in p.items()}
 masks = M.hash_masks(c, {k: v.to(dev) for k, v in table.items()})
 MUON = ("wq_a.weight", "wq_b.weight", "attn.wkv.weight", "wo_a.weight", "wo_b.weight", "w1", "w2", "w3", "w1.weight", "w2.weight",

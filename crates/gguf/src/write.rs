@@ -93,7 +93,7 @@ impl Writer {
     ) -> Result<(), Error> {
         let io = |source| Error::Io { path: path.into(), source };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+        let temporary = builder().tempfile_in(folder).map_err(io)?;
         self.write(BufWriter::with_capacity(1 << 20, temporary.as_file()), data)?;
         temporary.as_file().sync_all().map_err(io)?;
         temporary.persist(path).map_err(|e| io(e.error))?;
@@ -121,6 +121,14 @@ impl Writer {
         }
         h
     }
+}
+
+/// Temporary files are private by default; a model file gets the permissions of any new file.
+fn builder() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder
 }
 
 struct Counted<W> {

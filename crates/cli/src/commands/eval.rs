@@ -38,8 +38,8 @@ enum Check {
     Json { value: Value },
     /// The answer makes exactly these calls.
     ToolCall { calls: Vec<Call> },
-    /// Any answer: only the shape counts.
-    Shape,
+    /// Any answer: only whether it thought as told counts.
+    Think,
 }
 
 #[derive(Deserialize)]
@@ -145,7 +145,7 @@ fn is_right(case: &Case, output: &str) -> bool {
             made.len() == calls.len()
                 && made.iter().zip(calls).all(|(m, c)| m.name == c.name && m.arguments == c.arguments)
         }),
-        Check::Shape => !answer.trim().is_empty(),
+        Check::Think => !answer.trim().is_empty(),
     }
 }
 
