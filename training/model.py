@@ -315,6 +315,7 @@ def attention(c, x, w, ratio, tables):
     sink = w["attn.attn_sink"].view(1, 1, H)
     top = torch.maximum(sw.flatten(1, 2)[:, :S].amax(-1), sink)
     loss = x.new_zeros(())
+    ratio = ratio if S >= ratio else 0          # too short for a single compressed row
     if ratio:
         rows = round_row(c, compress(c, x, w, "attn.compressor.", ratio, tables), dt)
         T = rows.shape[1]

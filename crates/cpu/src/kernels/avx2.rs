@@ -32,7 +32,7 @@ pub(super) const KERNELS: Kernels = Kernels {
 /// Loads 32 bytes; checked in debug builds, and the slice pattern keeps the compiler's own check cheap.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn load_i8(q: &[i8], at: usize) -> __m256i {
+fn load_i8(q: &[i8], at: usize) -> __m256i {
     let q = &q[at..at + 32];
     // SAFETY: `q` has 32 bytes; the load needs no alignment.
     unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
@@ -56,7 +56,7 @@ fn load_f32(x: &[f32], at: usize) -> __m256 {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn sum(v: __m256) -> f32 {
+fn sum(v: __m256) -> f32 {
     let s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
     let s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)))
@@ -64,7 +64,7 @@ pub(super) fn sum(v: __m256) -> f32 {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn half(b: [u8; 2]) -> f32 {
+fn half(b: [u8; 2]) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(b)))))
 }
 

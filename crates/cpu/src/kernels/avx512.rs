@@ -1,9 +1,9 @@
-//! AVX-512, with and without VNNI. Formats whose cost is unpacking or scaling use the AVX2 kernels.
+//! AVX-512 for floats. The integer formats use the AVX2 kernels: their cost is unpacking and scaling blocks of 32,
+//! which two blocks in a 512-bit vector did not make cheaper.
 #![allow(unsafe_code)]
 
 use super::{Columns, Kernels, Level, avx2, tiles};
-use ds4_quant::act::Act32;
-use ds4_quant::{BlockQ8_0, f16_to_f32};
+use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -24,13 +24,6 @@ pub(super) const KERNELS: Kernels = Kernels {
     dot: |a, b| unsafe { dot(a, b) },
     // SAFETY: as above.
     axpy: |a, x, y| unsafe { axpy(a, x, y) },
-};
-
-pub(super) const KERNELS_VNNI: Kernels = Kernels {
-    level: Level::Avx512Vnni,
-    // SAFETY: as above.
-    q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
-    ..KERNELS
 };
 
 #[inline]
@@ -121,28 +114,4 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in parts.into_remainder().iter_mut().zip(&x[i..]) {
         *y = a.mul_add(*x, *y);
     }
-}
-
-/// One block a step, as with AVX2, but VNNI sums four products in one instruction. (Two blocks in a 512-bit
-/// vector lose more by putting the halves and their scales together than they gain.)
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
-    let mut acc = [_mm256_setzero_ps(); N];
-    for (b, block) in row.iter().enumerate() {
-        let w = avx2::load_i8(&block.q, 0);
-        let magnitude = _mm256_abs_epi8(w);
-        let d = avx2::half(block.d);
-        for j in 0..N {
-            let q = _mm256_sign_epi8(avx2::load_i8(x[j].q, 32 * b), w);
-            let int = _mm256_dpbusd_epi32(_mm256_setzero_si256(), magnitude, q);
-            acc[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(int), _mm256_set1_ps(d * x[j].d[b]), acc[j]);
-        }
-    }
-    acc.map(|a| avx2::sum(a))
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q8_0_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-    let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
-    tiles!(x, out, act32, q8_0_tile, row);
 }

@@ -104,8 +104,6 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and DQ.
     Avx512,
-    /// The same with VNNI.
-    Avx512Vnni,
     /// 64-bit Arm.
     Neon,
 }
@@ -126,7 +124,6 @@ impl Level {
                 && is_x86_feature_detected!("avx512dq");
             levels.extend(avx2.then_some(Level::Avx2));
             levels.extend(avx512.then_some(Level::Avx512));
-            levels.extend((avx512 && is_x86_feature_detected!("avx512vnni")).then_some(Level::Avx512Vnni));
         }
         #[cfg(target_arch = "aarch64")]
         levels.push(Level::Neon);
@@ -174,8 +171,6 @@ impl Kernels {
             Level::Avx2 => avx2::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::KERNELS,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => avx512::KERNELS_VNNI,
             #[cfg(target_arch = "aarch64")]
             Level::Neon => neon::KERNELS,
             #[allow(unreachable_patterns)]
