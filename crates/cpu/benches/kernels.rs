@@ -91,7 +91,7 @@ fn kernels(c: &mut Criterion) {
                     b.iter_batched_ref(
                         || vec![0.0; n],
                         |out| {
-                            weights.chunks_exact(row).for_each(|w| product.dots(w, &columns, black_box(out)))
+                            weights.chunks_exact(row).for_each(|w| product.dots(w, &columns, black_box(out)));
                         },
                         BatchSize::SmallInput,
                     );
