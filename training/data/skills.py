@@ -46,7 +46,7 @@ def story(r, split):
                       (f"Please write a story with {a(kind)} and {a(t)}.", dict(kind=kind, thing=t)),
                       ("Tell me a story.", {}), (f"Can you tell me a story about {n}?", dict(hero=n))])
     text = story_text(r, **kw)
-    key = kw.get("hero") or kw.get("kind") or kw.get("thing") or "."
+    key = kw.get("hero") or kw.get("kind") or kw.get("thing") or "the"
     c = one(q, f"The user wants a short story{' about ' + key if kw else ''}. I will write a simple one with a beginning, a middle and an end.",
             text, {"kind": "contains", "value": key}, system=r.choice(SYSTEMS))
     return c
@@ -95,7 +95,7 @@ def chat(r, split):
         h = r.choice(HI)
         ans = r.choice(["Hello! How can I help you?", "Hi! What can I do for you?"])
         turns.append((h + r.choice(["!", ".", ""]), "A greeting. I will greet back.", ans, None))
-        check = {"kind": "contains", "value": "help" if "help" in ans else "do"}
+        check = {"kind": "contains", "value": "can I"}
     elif k < 0.65:
         n, extra = name(r), r.choice([("I live in {}.", place(r), "Where do I live?", "You live in {}."), ("I am a {}.", r.choice(JOBS), "What is my job?", "You are a {}."),
                                       ("I like {}.", r.choice(HOBBIES), "What do I like?", "You like {}."), ("My favourite food is {}.", r.choice(FOODS), "What is my favourite food?", "Your favourite food is {}."),

@@ -14,6 +14,9 @@ use std::path::Path;
 /// The file that is looked for where none is named.
 const DEFAULT_FILE: &str = "ds4flash.gguf";
 
+/// ds4-nano; `docs/nano.md` tells how it was made.
+static NANO: &[u8] = include_bytes!("../../../models/ds4-nano/ds4-nano.gguf");
+
 /// How to compute.
 #[derive(Clone, Copy)]
 pub(crate) struct Numbers {
@@ -37,20 +40,8 @@ pub(crate) fn open(model: Option<&Path>) -> Result<Gguf> {
         ui::note(&format!("model: ./{DEFAULT_FILE}"));
         return Ok(Gguf::open(DEFAULT_FILE)?);
     }
-    let file = embedded()?;
     ui::note("model: ds4-nano, the small one inside this program (-m FILE for another)");
-    Ok(file)
-}
-
-#[cfg(embedded_model)]
-fn embedded() -> Result<Gguf> {
-    static MODEL: &[u8] = include_bytes!("../../../models/ds4-nano/ds4-nano.gguf");
-    Ok(Gguf::from_static(MODEL)?)
-}
-
-#[cfg(not(embedded_model))]
-fn embedded() -> Result<Gguf> {
-    Err("this build has no embedded model: name one with -m FILE".into())
+    Ok(Gguf::from_static(NANO)?)
 }
 
 /// A model and its tokenizer, ready to answer.
