@@ -169,7 +169,7 @@ impl Cpu {
         let (kernels, rope) = (&self.kernels, &self.rope);
         // A group of heads shares the decoding of rows; with few rows in the pass, groups are small so that
         // every thread has work.
-        let group = (plan.len() * heads).div_ceil(4 * self.threads).clamp(1, 16).min(heads);
+        let group = (plan.len() * heads).div_ceil(4 * self.threads).clamp(1, heads);
         let groups = heads.div_ceil(group);
         let start = |i: usize| i / groups * width + (i % groups * group).min(heads) * d;
         let out = out.take(plan.len());

@@ -57,9 +57,10 @@ pub struct Cpu {
     pub(crate) head_control: Rows,
     /// Window rows of a run before they go to their slots.
     pub(crate) encoded: Vec<u8>,
-    /// Index scores of a row, and a copy that is being ranked.
+    /// Index scores of a group of rows, those of one row in order, and a copy that is being ranked.
     pub(crate) scores: Vec<f32>,
     pub(crate) ranked: Vec<f32>,
+    pub(crate) ranking: Vec<f32>,
 }
 
 impl Cpu {
@@ -95,6 +96,7 @@ impl Cpu {
             encoded: Vec::new(),
             scores: Vec::new(),
             ranked: Vec::new(),
+            ranking: Vec::new(),
             shape: shape.clone(),
         })
     }
@@ -160,10 +162,7 @@ impl Backend for Cpu {
         Ok(Selection { top_k, n: 0, ids: vec![0; capacity * top_k], chosen: vec![false; capacity] })
     }
     fn store(&mut self, layout: &Layout) -> Result<Store, BackendError> {
-        // Scores of the longest session, so that a session that grows allocates nothing.
-        let rows = (0..layout.layers.len()).map(|l| layout.capacity(l, Part::Keys)).max().unwrap_or(0);
-        self.scores.reserve(rows.saturating_sub(self.scores.len()));
-        self.ranked.reserve(rows.saturating_sub(self.ranked.len()));
+        self.reserve_scores(layout);
         Ok(Store::new(layout))
     }
     fn export(

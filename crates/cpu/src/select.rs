@@ -5,13 +5,25 @@ use crate::backend::Cpu;
 use crate::pool::with_scratch;
 use crate::rows::{Rows, Selection};
 use crate::store::Store;
+use ds4_model::cache::{Layout, Part};
 use ds4_model::{Plan, Run};
 use rayon::prelude::*;
 
 /// Keys of one task.
 const KEYS: usize = 256;
+/// Rows of a pass that are scored together.
+const ROWS: usize = 16;
 
 impl Cpu {
+    /// Room for the scores of the longest session, so that a session that grows allocates nothing.
+    pub(crate) fn reserve_scores(&mut self, layout: &Layout) {
+        let rows = (0..layout.layers.len()).map(|l| layout.capacity(l, Part::Keys)).max().unwrap_or(0);
+        let size = rows.div_ceil(KEYS) * KEYS * ROWS;
+        self.scores.reserve(size.saturating_sub(self.scores.len()));
+        self.ranked.reserve(rows.saturating_sub(self.ranked.len()));
+        self.ranking.reserve(rows.saturating_sub(self.ranking.len()));
+    }
+
     pub(crate) fn select_step(
         &mut self,
         layer: usize,
@@ -32,29 +44,49 @@ impl Cpu {
             }
         });
         let scale = ((dim * heads) as f32).powf(-0.5);
+        let q = &*q;
         selection.n = plan.len();
-        for r in 0..plan.len() {
-            let seen = (plan.positions[r] + 1) / 4;
-            selection.chosen[r] = seen > top_k;
-            if seen <= top_k {
-                continue;
-            }
-            let store = &*runs[plan.run_of[r]].store;
+        for (run, rows) in runs.iter().zip(&plan.runs) {
+            let store = &*run.store;
             let (codec, keys) = (store.layout.codec, &store.layers[layer].keys);
             let unit = codec.key_bytes();
-            let (q, weights) = (q.row(r), weights.row(r));
-            self.scores.resize(seen.max(self.scores.len()), 0.0);
-            let scores = &mut self.scores[..seen];
-            scores.par_chunks_mut(KEYS).zip(keys.par_chunks(KEYS * unit)).for_each(|(scores, keys)| {
-                with_scratch(dim, |key| {
-                    for (score, bytes) in scores.iter_mut().zip(keys.chunks_exact(unit)) {
-                        codec.load_key(bytes, key);
-                        let heads = q.chunks_exact(dim).zip(weights);
-                        *score = heads.map(|(q, w)| w * scale * dot(q, key).max(0.0)).sum();
-                    }
+            // A group of rows shares the decoding of keys.
+            for first in rows.rows.clone().step_by(ROWS) {
+                let group = first..rows.rows.end.min(first + ROWS);
+                let seen = |r: usize| (plan.positions[r] + 1) / 4;
+                let most = seen(group.end - 1);
+                group.clone().for_each(|r| selection.chosen[r] = seen(r) > top_k);
+                if most <= top_k {
+                    continue;
+                }
+                // `[blocks of keys, rows of the group, keys of a block]`
+                let size = most.div_ceil(KEYS) * KEYS * ROWS;
+                self.scores.resize(size.max(self.scores.len()), 0.0);
+                self.scores[..size].par_chunks_mut(KEYS * ROWS).enumerate().for_each(|(block, scores)| {
+                    with_scratch(dim, |key| {
+                        let first_key = block * KEYS;
+                        for (i, bytes) in keys[first_key * unit..]
+                            .chunks_exact(unit)
+                            .take(KEYS.min(most - first_key))
+                            .enumerate()
+                        {
+                            codec.load_key(bytes, key);
+                            for (scores, r) in scores.chunks_exact_mut(KEYS).zip(group.clone()) {
+                                let heads = q.row(r).chunks_exact(dim).zip(weights.row(r));
+                                scores[i] = heads.map(|(q, w)| w * scale * dot(q, key).max(0.0)).sum();
+                            }
+                        }
+                    });
                 });
-            });
-            best(scores, &mut self.ranked, &mut selection.ids[r * top_k..(r + 1) * top_k]);
+                for r in group.clone().filter(|&r| seen(r) > top_k) {
+                    self.ranked.clear();
+                    for block in self.scores[..size].chunks_exact(KEYS * ROWS) {
+                        let left = seen(r) - self.ranked.len();
+                        self.ranked.extend_from_slice(&block[(r - first) * KEYS..][..KEYS.min(left)]);
+                    }
+                    best(&self.ranked, &mut self.ranking, &mut selection.ids[r * top_k..(r + 1) * top_k]);
+                }
+            }
         }
     }
 }

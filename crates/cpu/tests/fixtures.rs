@@ -270,6 +270,23 @@ fixture_tests! {
 }
 
 #[test]
+fn a_pass_without_rows_changes_nothing() {
+    let mut m = load(&Fixture::shipped("dev-f16"), false, KvFormat::Packed);
+    let mut stores: Vec<_> = (0..2).map(|_| m.backend.store(&m.layout).unwrap()).collect();
+    let mut logits = Logits::default();
+    let mut forward = |m: &mut Loaded, tokens: [&[u32]; 2]| {
+        let runs = stores.iter_mut().zip(tokens);
+        let mut runs: Vec<_> =
+            runs.map(|(store, tokens)| Run { store, start: 0, tokens, want: Want::All }).collect();
+        m.pass.forward(&m.model, &mut m.backend, &m.layout, &mut runs, &mut logits, &mut NoTap).unwrap();
+        logits.values.clone()
+    };
+    assert!(forward(&mut m, [&[], &[]]).is_empty());
+    let alone = forward(&mut m, [&[5, 6], &[]]);
+    assert!(forward(&mut m, [&[], &[5, 6]]) == alone);
+}
+
+#[test]
 fn draft_equals_the_reference() {
     draft_block(&Fixture::shipped("dev-f16"));
 }

@@ -122,6 +122,10 @@ impl<B: Backend> Pass<B> {
         tap: &mut (dyn Tap + Send),
     ) -> Result<(), Error> {
         self.prepare(&model.shape, layout, runs)?;
+        if self.plan.is_empty() {
+            logits.values.clear();
+            return Ok(());
+        }
         backend.scope(|b| {
             let mut cx = Context { b, runs, tap };
             let w = &model.weights;
