@@ -1,8 +1,10 @@
 //! What a file must say, and how it is told when it does not.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use ds4_cpu::{Cpu, Options};
 use ds4_gguf::{Gguf, Metadata, Value, Writer};
-use ds4_model::{LayerKind, Shape};
+use ds4_model::cache::{KvFormat, Layout};
+use ds4_model::{Backend, LayerKind, Shape};
 
 /// Metadata with the dimensions of Flash.
 fn flash() -> Metadata {
@@ -83,6 +85,18 @@ fn flash_is_accepted() {
     assert_eq!((s.q_width(), s.out_low_width(), s.streams_width(), s.hc_mix()), (32768, 8192, 16384, 24));
 }
 
+/// About 3.5 GB for a million tokens (architecture A.13), and a session allocates just that.
+#[test]
+fn flash_cache_at_a_million_tokens() {
+    let shape = shape(&flash(), &[]).unwrap();
+    let layout = Layout::new(&shape, KvFormat::Packed, false, 1_000_000, 256);
+    let bytes = layout.bytes();
+    assert!((3_500_000_000..3_560_000_000).contains(&bytes), "{bytes}");
+    let mut cpu = Cpu::new(&shape, Options { max_rows: 1, ..Options::default() }).unwrap();
+    let store = cpu.store(&layout).unwrap();
+    assert_eq!(store.bytes() as u64, bytes);
+}
+
 #[test]
 fn informative_keys_may_be_absent() {
     let optional = [
@@ -160,7 +174,7 @@ fn missing_and_mistyped_tensors_are_named() {
     writer.write(&mut bytes, &mut |_, _| Ok(())).unwrap();
     let file = Gguf::from_bytes(bytes).unwrap();
     let shape = Shape::from_gguf(&file).unwrap();
-    let mut cpu = ds4_cpu::Cpu::new(&shape, ds4_cpu::Options { max_rows: 1, ..Default::default() }).unwrap();
+    let mut cpu = Cpu::new(&shape, Options { max_rows: 1, ..Options::default() }).unwrap();
     let error = ds4_model::Model::load(&mut cpu, &file, None).err().unwrap().to_string();
     assert!(error.starts_with("tensor token_embd.weight is missing from file in memory"), "{error}");
 }
