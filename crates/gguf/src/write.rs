@@ -94,7 +94,11 @@ impl Writer {
         let io = |source| Error::Io { path: path.into(), source };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let temporary = builder().tempfile_in(folder).map_err(io)?;
-        self.write(BufWriter::with_capacity(1 << 20, temporary.as_file()), data)?;
+        let written = self.write(BufWriter::with_capacity(1 << 20, temporary.as_file()), data);
+        written.map_err(|e| match e {
+            Error::Io { source, .. } => io(source),
+            other => other,
+        })?;
         temporary.as_file().sync_all().map_err(io)?;
         temporary.persist(path).map_err(|e| io(e.error))?;
         Ok(())

@@ -62,6 +62,7 @@ pub fn convert(
     });
     progress(items.len(), items.len(), "");
     match failure {
+        Some(Error::Io { source, .. }) => Err(Error::Io { path: out.into(), source }),
         Some(e) => Err(e),
         None => Ok(written?),
     }

@@ -69,9 +69,6 @@ pub enum Part {
     Text(String),
 }
 
-/// Why a conversation cannot be rendered.
-pub type RenderError = Error;
-
 /// A rendered conversation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
@@ -106,7 +103,7 @@ impl Prompt {
     }
 
     /// Token ids.
-    pub fn to_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, RenderError> {
+    pub fn to_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, Error> {
         let mut ids = Vec::new();
         for part in &self.parts {
             match part {

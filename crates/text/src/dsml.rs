@@ -74,7 +74,10 @@ mod tests {
 
     #[test]
     fn malformed() {
-        for end in (CALL.find("\n\n<").unwrap() + 6..CALL.len()).filter(|&i| CALL.is_char_boundary(i)) {
+        // Cut anywhere behind the first marker: a block that is not closed.
+        let marker = "｜DSML｜";
+        let first = CALL.find(marker).unwrap() + marker.len();
+        for end in (first..CALL.len()).filter(|&i| CALL.is_char_boundary(i)) {
             assert_eq!(parse_answer(&CALL[..end]), None, "{:?}", &CALL[..end]);
         }
         assert_eq!(parse_answer(&format!("{CALL} and more")), None);

@@ -19,7 +19,7 @@ mod tokenizer;
 mod unicode;
 mod utf8;
 
-pub use chat::{Message, Part, Prompt, RenderError, Role, Thinking, render};
+pub use chat::{Message, Part, Prompt, Role, Thinking, render};
 pub use dsml::{ToolCall, parse_answer};
 pub use metadata::gguf_metadata;
 pub use tokenizer::{Error, Mode, Tokenizer};
