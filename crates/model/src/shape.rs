@@ -165,7 +165,7 @@ impl Shape {
             hash_layers: meta.opt_u64("deepseek4.hash_layer_count")?.unwrap_or(0) as usize,
             index_heads: keys.count("attention.indexer.head_count", 4096)?,
             index_dim: keys.count("attention.indexer.key_length", MAX_WIDTH)?,
-            index_top_k: keys.count("attention.indexer.top_k", 1 << 24)?,
+            index_top_k: keys.count("attention.indexer.top_k", 1 << 16)?,
             norm_eps: keys.positive("attention.layer_norm_rms_epsilon", None)?,
             hc_eps: keys.positive("hyper_connection.epsilon", None)?,
             sinkhorn: keys.count("hyper_connection.sinkhorn_iterations", 1000)?,
