@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Runs DeepSeek V4 Flash on hardware you own.
 ///
-/// With -p it answers one prompt; alone it starts a conversation. Without -m it runs ./ds4flash.gguf if that
+/// With -p, or with a prompt on standard input, it answers once; alone it starts a conversation. Without -m it runs ./ds4flash.gguf if that
 /// exists, else the small ds4-nano that is part of this program.
 #[derive(Parser)]
 #[command(name = "ds4", version, args_conflicts_with_subcommands = true)]

@@ -63,6 +63,16 @@ fn prompt_from_a_file_with_system_text() {
     assert!(out.contains("42"), "{out}");
 }
 
+#[test]
+fn prompt_from_a_pipe() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let mut ds4 = Command::new(env!("CARGO_BIN_EXE_ds4"));
+    let mut child = ds4.args(["--temp", "0"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"What is 17 + 25?").unwrap();
+    assert_eq!(child.wait_with_output().unwrap().stdout, b"42\n");
+}
+
 /// The scores of `docs/nano.md`, on the skills that take seconds.
 #[test]
 fn keeps_its_scores() {

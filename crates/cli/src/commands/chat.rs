@@ -9,6 +9,7 @@ use ds4_cpu::Cpu;
 use ds4_engine::{Finish, Session};
 use ds4_text::{Message, Role, Thinking};
 use reedline::{DefaultPrompt, DefaultPromptSegment, FileBackedHistory, Reedline, Signal};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
@@ -23,6 +24,8 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let prompt = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => Some(text.clone()),
         (None, Some(path)) => Some(read(path)?),
+        // `... | ds4`: nobody is there to talk to.
+        (None, None) if !std::io::stdin().is_terminal() => Some(std::io::read_to_string(std::io::stdin())?),
         (None, None) => None,
     };
     let mut loaded = load::load(&args.model)?;
