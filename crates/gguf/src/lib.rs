@@ -2,7 +2,7 @@
 //!
 //! Files are hostile until shown otherwise: every count, length, offset and string is checked against the
 //! bytes that are left before it is used, so that a truncated or lying file gives an [`Error`] naming the
-//! field, never a panic or an allocation larger than the file.
+//! field, never a panic. Header and directory must end within 256 MiB, which bounds what they can make us allocate.
 
 mod error;
 mod map;

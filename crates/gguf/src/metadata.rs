@@ -67,6 +67,11 @@ impl Value {
         }
     }
 
+    /// Whether it is an array of any kind.
+    pub(crate) fn is_array(&self) -> bool {
+        self.type_name().starts_with("array")
+    }
+
     /// Any integer type, as i128.
     fn integer(&self) -> Option<i128> {
         Some(match *self {

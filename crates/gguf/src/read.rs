@@ -9,7 +9,11 @@ use std::sync::Arc;
 /// Arrays of arrays deeper than this are refused.
 const MAX_DEPTH: usize = 4;
 /// No alignment a sane writer uses is larger.
-const MAX_ALIGNMENT: u64 = 1 << 20;
+pub(crate) const MAX_ALIGNMENT: u64 = 1 << 20;
+/// Metadata and tensor directory end before this byte; those of the largest models take a few MB. A hole in a
+/// sparse file reads as any number of empty entries at no cost on disk, so that the length of the file alone
+/// bounds nothing.
+const MAX_HEADER: usize = 256 << 20;
 
 /// An entry of the tensor directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +69,9 @@ impl Gguf {
     }
 
     fn parse(source: String, bytes: Bytes) -> Result<Self, Error> {
-        let mut cursor = Cursor { file: &source, bytes: &bytes, at: 0 };
-        let (metadata, tensors, alignment) = header(&mut cursor)?;
+        let window = &bytes[..bytes.len().min(MAX_HEADER)];
+        let mut cursor = Cursor { file: &source, bytes: window, at: 0 };
+        let (metadata, tensors, alignment) = header(&mut cursor, bytes.len() as u64)?;
         let mut index = HashMap::with_capacity(tensors.len());
         for (i, t) in tensors.iter().enumerate() {
             if index.insert(t.name.clone(), i).is_some() {
@@ -139,6 +144,7 @@ impl Tensor {
 
 struct Cursor<'a> {
     file: &'a str,
+    /// The part of the file in which the header must end.
     bytes: &'a [u8],
     at: usize,
 }
@@ -213,7 +219,7 @@ impl<'a> Cursor<'a> {
 
 type Header = (Metadata, Vec<TensorInfo>, u64);
 
-fn header(c: &mut Cursor<'_>) -> Result<Header, Error> {
+fn header(c: &mut Cursor<'_>, file_len: u64) -> Result<Header, Error> {
     if c.u32("magic")? != MAGIC {
         c.at = 0;
         return Err(c.error("magic", "not a GGUF file"));
@@ -244,13 +250,13 @@ fn header(c: &mut Cursor<'_>) -> Result<Header, Error> {
             c.error(ALIGNMENT_KEY, format!("{alignment}, expected a power of two up to {MAX_ALIGNMENT}"))
         );
     }
-    let mut directory = Vec::with_capacity(tensors);
+    let mut directory = Vec::new();
     for _ in 0..tensors {
         directory.push(directory_entry(c, alignment)?);
     }
     let data = (c.at as u64).next_multiple_of(alignment);
     for t in &mut directory {
-        place(c, t, data)?;
+        place(c, t, data, file_len)?;
     }
     Ok((metadata, directory, alignment))
 }
@@ -357,9 +363,9 @@ fn directory_entry(c: &mut Cursor<'_>, alignment: u64) -> Result<TensorInfo, Err
 }
 
 /// Makes the offset absolute, checking that the data are in the file.
-fn place(c: &Cursor<'_>, t: &mut TensorInfo, data: u64) -> Result<(), Error> {
+fn place(c: &Cursor<'_>, t: &mut TensorInfo, data: u64, file_len: u64) -> Result<(), Error> {
     let end = data.checked_add(t.offset).and_then(|at| at.checked_add(t.bytes));
-    match end.filter(|end| *end <= c.bytes.len() as u64) {
+    match end.filter(|end| *end <= file_len) {
         Some(_) => {
             t.offset += data;
             Ok(())
@@ -367,10 +373,8 @@ fn place(c: &Cursor<'_>, t: &mut TensorInfo, data: u64) -> Result<(), Error> {
         None => Err(c.error(
             &format!("tensor {} data", t.name),
             format!(
-                "{} bytes from {} of the data do not fit the file of {}: it is truncated",
-                t.bytes,
-                t.offset,
-                c.bytes.len()
+                "{} bytes from {} of the data do not fit the file of {file_len}: it is truncated",
+                t.bytes, t.offset
             ),
         )),
     }

@@ -1,5 +1,6 @@
 //! The writer.
 
+use crate::read::MAX_ALIGNMENT;
 use crate::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, Error, MAGIC, Metadata, TensorType, VERSION, Value};
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -64,10 +65,17 @@ impl Writer {
         let mut out = Counted { inner: out, count: 0 };
         let failed = |source| Error::Io { path: "output".into(), source };
         let alignment = match self.metadata.opt_u32(ALIGNMENT_KEY)? {
-            Some(a) if a.is_power_of_two() => u64::from(a),
-            Some(a) => return Err(Error::Write(format!("alignment {a} is no power of two"))),
+            Some(a) if a.is_power_of_two() && u64::from(a) <= MAX_ALIGNMENT => u64::from(a),
+            Some(a) => {
+                return Err(Error::Write(format!(
+                    "alignment {a}, expected a power of two up to {MAX_ALIGNMENT}"
+                )));
+            }
             None => DEFAULT_ALIGNMENT,
         };
+        if let Some((key, _)) = self.metadata.iter().find(|(_, v)| !well_nested(v)) {
+            return Err(Error::Write(format!("metadata key {key}: an array of arrays holds a single value")));
+        }
         out.write_all(&self.header(alignment)).map_err(failed)?;
         out.pad(alignment).map_err(failed)?;
         for (i, tensor) in self.tensors.iter().enumerate() {
@@ -163,6 +171,12 @@ fn put_str(h: &mut Vec<u8>, s: &str) {
     h.extend(s.as_bytes());
 }
 
+/// Whether arrays of arrays hold nothing but arrays; a single value has no place in the format there.
+fn well_nested(value: &Value) -> bool {
+    let Value::Nested(inner) = value else { return true };
+    inner.iter().all(|v| v.is_array() && well_nested(v))
+}
+
 /// Type number and bytes of a value.
 fn put_value(h: &mut Vec<u8>, value: &Value) {
     macro_rules! scalar {
@@ -218,7 +232,7 @@ fn put_array(h: &mut Vec<u8>, value: &Value) {
         Value::ArrayU64(v) => array!(10, v, |h, v: &u64| h.extend(v.to_le_bytes())),
         Value::ArrayI64(v) => array!(11, v, |h, v: &i64| h.extend(v.to_le_bytes())),
         Value::ArrayF64(v) => array!(12, v, |h, v: &f64| h.extend(v.to_le_bytes())),
-        // Scalars do not get here.
+        // Single values do not get here: `well_nested`.
         _ => {}
     }
 }

@@ -216,6 +216,38 @@ fn the_writer_refuses_contradictions() {
     assert!(short.unwrap_err().to_string().contains("15 bytes came, 16 were declared"));
 }
 
+/// A hole that reads as more empty entries than memory could hold.
+#[test]
+fn a_hole_cannot_make_us_allocate() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hole.gguf");
+    let mut strings = [[1u8, 0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]].concat();
+    strings.extend(b"k");
+    strings.extend([9u32, 8].iter().flat_map(|v| v.to_le_bytes()));
+    for (tensors, rest) in [(1u64 << 33, vec![0; 8]), (0, strings)] {
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend(tensors.to_le_bytes());
+        bytes.extend(rest);
+        bytes.extend((1u64 << 33).to_le_bytes());
+        let mut file = std::fs::File::create(&path).unwrap();
+        file.write_all(&bytes).unwrap();
+        file.set_len(1 << 38).unwrap();
+        let error = Gguf::open(&path).err().unwrap().to_string();
+        assert!(error.contains("a count of 8589934592 does not fit"), "{error}");
+    }
+}
+
+#[test]
+fn the_writer_refuses_what_the_reader_would() {
+    let refused = |key: &str, value| {
+        let mut w = Writer::new("x");
+        w.set(key, value);
+        w.write(Vec::new(), &mut |_, _| Ok(())).unwrap_err().to_string()
+    };
+    assert!(refused("k", Value::Nested(vec![Value::U8(1)])).contains("metadata key k"));
+    assert!(refused("general.alignment", Value::U32(1 << 21)).contains("up to 1048576"));
+}
+
 #[test]
 fn a_failed_write_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();

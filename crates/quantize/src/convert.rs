@@ -4,6 +4,7 @@ use crate::names::{Class, Item, items};
 use crate::{Checkpoint, Error};
 use ds4_gguf::{TensorType, Value, Writer};
 use ds4_quant::quantize_q8_0;
+use std::cmp::Ordering::{Equal, Less};
 use std::io::Write;
 use std::path::Path;
 
@@ -104,6 +105,7 @@ fn rows(
     let mut bytes = Vec::new();
     for r in 0..matrix.rows {
         matrix.row(r, &mut values);
+        representable(from, r, &values, ty)?;
         bytes.clear();
         match ty {
             TensorType::Q8_0 => quantize_q8_0(&values, &mut bytes),
@@ -115,6 +117,26 @@ fn rows(
         write(sink, &bytes)?;
     }
     Ok(())
+}
+
+/// A value that is no number, or too large for its type, would spoil every answer without a word.
+fn representable(from: &str, row: usize, values: &[f32], ty: TensorType) -> Result<(), Error> {
+    let f16 = half::f16::MAX.to_f32();
+    let limit = match ty {
+        TensorType::F16 => f16,
+        // The scale is an F16, the largest value 127 of it.
+        TensorType::Q8_0 => 127.0 * f16,
+        _ => f32::MAX,
+    };
+    // NaN is not within the limit either.
+    match values.iter().find(|v| !matches!(v.abs().partial_cmp(&limit), Some(Less | Equal))) {
+        None => Ok(()),
+        Some(v) => Err(Error::Tensor {
+            name: from.into(),
+            found: format!("{v} in row {row}"),
+            expected: format!("numbers within {limit:e}, which {ty} can hold"),
+        }),
+    }
 }
 
 fn write(sink: &mut dyn Write, bytes: &[u8]) -> Result<(), Error> {

@@ -289,6 +289,17 @@ fn what_is_wrong_is_named() {
     assert_eq!(shape, "tensor norm.weight: found shape [159], expected [160]");
     let table = error(&|t| t.get_mut("layers.0.ffn.gate.tid2eid").unwrap().2[0] = 9);
     assert_eq!(table, "tensor layers.0.ffn.gate.tid2eid: found value 9, expected 0 to 2");
+    let nan = error(&|t| t.get_mut("layers.0.attn.wkv.weight").unwrap().2[0] = 0x7f);
+    assert!(nan.starts_with("tensor layers.0.attn.wkv.weight: found NaN in row 0, expected"), "{nan}");
+    // The scale that stands for no number; what it decodes to besides is not finite.
+    let scale = error(&|t| t.get_mut("layers.0.attn.wkv.scale").unwrap().2[0] = 0xff);
+    assert!(scale.starts_with("tensor layers.0.attn.wkv.weight: found "), "{scale}");
+    assert!(scale.contains("in row 0, expected numbers within"), "{scale}");
+    let large = error(&|t| {
+        let large = half::bf16::from_f32(1e5).to_le_bytes();
+        t.get_mut("embed.weight").unwrap().2[..2].copy_from_slice(&large);
+    });
+    assert!(large.starts_with("tensor embed.weight: found 99840 in row 0, expected"), "{large}");
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
     assert!(
         Checkpoint::open(folder.path()).err().unwrap().to_string().contains("missing field `vocab_size`")

@@ -4,7 +4,7 @@ use crate::bpe::Merges;
 use crate::split::split;
 use aho_corasick::{AhoCorasick, MatchKind};
 use ds4_gguf::Metadata;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Why a vocabulary cannot be used, or a text cannot be encoded with it.
 #[derive(Debug, thiserror::Error)]
@@ -82,17 +82,18 @@ impl Tokenizer {
         if types.as_ref().is_some_and(|t| t.len() != texts.len()) {
             return Err(Error::Vocabulary("tokenizer.ggml.token_type and .tokens differ in length".into()));
         }
+        let merges = meta.str_array("tokenizer.ggml.merges")?;
+        let made = types.is_none().then(|| made(merges));
         let kind = |i: usize, text: &str| match types.as_ref().map(|t| t[i]) {
             Some(3) => Kind::Added { special: is_special_text(text) },
             Some(4) => Kind::Added { special: false },
             Some(1) => Kind::Normal,
             Some(_) => Kind::Unused,
-            // Without types only the markers' bars tell.
-            None if text.contains('｜') => Kind::Added { special: is_special_text(text) },
-            None => Kind::Normal,
+            // Without types: what is neither a byte nor made by a merge can only have been added.
+            None if made.as_ref().is_some_and(|m| m.contains(text)) => Kind::Normal,
+            None => Kind::Added { special: is_special_text(text) },
         };
         let tokens = texts.iter().enumerate().map(|(i, t)| (t.clone(), kind(i, t))).collect();
-        let merges = meta.str_array("tokenizer.ggml.merges")?;
         let merges = merges.iter().enumerate().map(|(i, m)| match m.split_once(' ') {
             Some((a, b)) => Ok((a.to_owned(), b.to_owned())),
             None => Err(Error::Vocabulary(format!("merge {i} is {m:?}, expected two symbols and a space"))),
@@ -231,6 +232,12 @@ impl Tokenizer {
     pub fn eos(&self) -> u32 {
         self.eos
     }
+}
+
+/// All texts that the byte alphabet and the merges give.
+fn made(merges: &[String]) -> FxHashSet<String> {
+    let bytes = byte_alphabet().into_iter().map(String::from);
+    bytes.chain(merges.iter().map(|m| m.replacen(' ', "", 1))).collect()
 }
 
 fn merges(pairs: &[(String, String)], ids: &FxHashMap<String, u32>) -> Result<Merges, Error> {

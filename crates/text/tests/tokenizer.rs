@@ -86,7 +86,12 @@ fn from_gguf_without_types() {
     for case in json("text-english.json")["cases"].as_array().unwrap() {
         assert_eq!(tokenizer.encode(case["text"].as_str().unwrap(), Mode::Plain), ids(&case["ids"]));
     }
-    assert_eq!(tokenizer.encode("<｜User｜>hi｜DSML｜", Mode::Special).len(), 3);
+    let added = |t: &Tokenizer| (0..t.vocab_len() as u32).map(|id| t.is_special(id)).collect::<Vec<_>>();
+    assert_eq!(added(&tokenizer), added(&OFFICIAL));
+    for case in json("special-vs-plain.json")["cases"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(tokenizer.encode(text, Mode::Special), ids(&case["ids_special"]), "{text:?}");
+    }
 }
 
 #[test]
