@@ -162,8 +162,8 @@ impl Tokenizer {
     pub fn encode_into(&self, text: &str, mode: Mode, ids: &mut Vec<u32>) {
         let mut rest = 0;
         if mode == Mode::Special {
-            // The reference cuts out its two sets of added tokens one after the other. One pass over both is
-            // the same: no token of one set overlaps or contains one of the other.
+            // The reference cuts out its two sets of added tokens one after the other. One pass over both gives
+            // the same ids: where tokens of the two sets overlap (one pair does), the leftmost is of the first.
             for m in self.added.find_iter(text) {
                 self.encode_plain(&text[rest..m.start()], ids);
                 ids.push(self.added_ids[m.pattern().as_usize()]);
