@@ -122,10 +122,6 @@ impl Backend for Cpu {
     type Selection = Selection;
     type Store = Store;
 
-    fn shape(&self) -> &Shape {
-        &self.shape
-    }
-
     fn scope<R: Send>(&mut self, f: impl FnOnce(&mut Self) -> R + Send) -> R {
         let pool = Arc::clone(&self.pool);
         pool.install(|| f(self))

@@ -1,9 +1,7 @@
 //! What a device has to offer: the model's own steps.
 
 use crate::cache::{Layout, Part};
-use crate::{
-    Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan, Role, Run, Shape,
-};
+use crate::{Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan, Role, Run};
 use ds4_gguf::Tensor;
 use std::ops::Range;
 
@@ -42,9 +40,6 @@ pub trait Backend: Sized + Send {
     type Selection: Send;
     /// The cache of one session.
     type Store: Send;
-
-    /// Dimensions and constants the backend was made for.
-    fn shape(&self) -> &Shape;
 
     /// Runs `f` where the backend's threads are; a pass is one such call.
     fn scope<R: Send>(&mut self, f: impl FnOnce(&mut Self) -> R + Send) -> R {

@@ -2,7 +2,7 @@
 
 use crate::{Config, Error};
 use ds4_gguf::MappedFile;
-use ds4_quant::{e8m0_to_f32, fp4, fp8};
+use ds4_quant::{fp4, fp8};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -227,17 +227,6 @@ impl Matrix<'_> {
                 let values = row.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32());
                 out.iter_mut().zip(values).for_each(|(o, v)| *o = v);
             }
-        }
-    }
-
-    /// The scale of a value, where the type has scales: for checks.
-    pub fn scale(&self, r: usize, column: usize) -> f32 {
-        match &self.scales {
-            Scales::None => 1.0,
-            Scales::Blocks { scales, per_row } => {
-                e8m0_to_f32(scales[r / FP8_BLOCK * per_row + column / FP8_BLOCK])
-            }
-            Scales::Inputs(scales) => e8m0_to_f32(scales[(r * self.width + column) / fp4::BLOCK]),
         }
     }
 }
