@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand};
+use ds4_testkit::Synthetic;
 use std::path::PathBuf;
 
 /// Runs DeepSeek V4 Flash on hardware you own.
@@ -22,6 +23,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Measure prefill and decode speed
     Bench(BenchArgs),
+    /// List devices, what fits on them, and prove that each computes right
+    Doctor(DoctorArgs),
     /// Score a model on cases with checkable answers
     Eval(EvalArgs),
     /// Make a model file from a checkpoint
@@ -43,9 +46,24 @@ pub(crate) struct ModelArgs {
     /// Draft block file (GGUF), where the model file has none
     #[arg(long, value_name = "FILE")]
     pub(crate) mtp: Option<PathBuf>,
-    /// Threads [default: one per core]
+    /// Threads of the CPU [default: one per core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub(crate) threads: usize,
+    /// What computes; auto is the first GPU on which the model fits, else the CPU
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub(crate) backend: BackendArg,
+    /// GPUs that share the model, as `ds4 doctor` numbers them [default: the first]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(crate) device: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BackendArg {
+    Auto,
+    Cpu,
+    Cuda,
+    Metal,
+    Vulkan,
 }
 
 #[derive(Args)]
@@ -118,9 +136,58 @@ pub(crate) struct BenchArgs {
     /// Tokens decoded after it
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) gen_tokens: usize,
+    /// Measure at many contexts and batch sizes instead
+    #[arg(long, conflicts_with = "prompt")]
+    pub(crate) table: bool,
+    /// Prompts to prefill for --table
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "table")]
+    #[arg(default_values_t = [2048, 8192, 32_768])]
+    pub(crate) prefills: Vec<usize>,
+    /// Contexts at which to decode for --table
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "table")]
+    #[arg(default_values_t = [2048, 32_768, 131_072])]
+    pub(crate) contexts: Vec<usize>,
+    /// Sessions to decode together, at a context of 2,048 tokens, for --table
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "table")]
+    #[arg(default_values_t = [1, 4, 16])]
+    pub(crate) batches: Vec<usize>,
+    /// Random weights instead of a file: flash or tiny, and perhaps :LAYERS
+    #[arg(long, value_name = "SHAPE[:LAYERS]", value_parser = synthetic)]
+    #[arg(conflicts_with_all = ["model", "mtp"])]
+    pub(crate) synthetic: Option<Synthetic>,
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Layers of Flash.
+const FLASH_LAYERS: usize = 43;
+
+fn synthetic(text: &str) -> Result<Synthetic, String> {
+    let (name, layers) = match text.split_once(':') {
+        Some((name, layers)) => {
+            (name, layers.parse().map_err(|_| format!("{layers:?} is no number of layers"))?)
+        }
+        None => (text, FLASH_LAYERS),
+    };
+    if !(1..=1024).contains(&layers) {
+        return Err(format!("{layers} layers, expected 1 to 1024"));
+    }
+    match name {
+        "flash" => Ok(Synthetic::flash(layers)),
+        "tiny" => Ok(Synthetic::tiny(layers)),
+        _ => Err(format!("no shape {name:?}, expected flash or tiny")),
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    /// Model file (GGUF) whose needs to compare [default: ./ds4flash.gguf, or the published file's figures]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) model: Option<PathBuf>,
+    /// List only
+    #[arg(long)]
+    pub(crate) no_tests: bool,
 }
 
 #[derive(Args)]
@@ -209,4 +276,42 @@ pub(crate) struct DiffArgs {
     /// Largest absolute difference that counts as equal
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     pub(crate) tolerance: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Cli, String> {
+        Cli::try_parse_from([&["ds4"], args].concat()).map_err(|e| e.to_string())
+    }
+
+    fn bench(args: &[&str]) -> Result<BenchArgs, String> {
+        match parse(&[&["bench"], args].concat())?.command {
+            Some(Command::Bench(args)) => Ok(args),
+            _ => Err("not bench".into()),
+        }
+    }
+
+    #[test]
+    fn devices() {
+        let model = parse(&["--backend", "cuda", "--device", "0,2", "--device", "5"]).unwrap().chat.model;
+        assert_eq!((model.backend, model.device), (BackendArg::Cuda, vec![0, 2, 5]));
+        let model = parse(&[]).unwrap().chat.model;
+        assert_eq!((model.backend, model.device), (BackendArg::Auto, vec![]));
+        assert!(parse(&["--backend", "rocm"]).is_err_and(|e| e.contains("vulkan")));
+    }
+
+    #[test]
+    fn bench_modes() {
+        let args = bench(&["--table", "--contexts", "64,128"]).unwrap();
+        assert_eq!((args.contexts, args.batches), (vec![64, 128], vec![1, 4, 16]));
+        assert!(bench(&["--contexts", "64"]).is_err(), "only with --table");
+        assert_eq!(bench(&["--synthetic", "flash"]).unwrap().synthetic, Some(Synthetic::flash(43)));
+        assert_eq!(bench(&["--synthetic", "tiny:2"]).unwrap().synthetic, Some(Synthetic::tiny(2)));
+        for bad in ["huge", "flash:0", "flash:x", "flash:9999"] {
+            assert!(bench(&["--synthetic", bad]).is_err(), "{bad}");
+        }
+        assert!(bench(&["--synthetic", "tiny", "-m", "x"]).is_err());
+    }
 }

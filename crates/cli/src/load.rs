@@ -1,34 +1,48 @@
 //! Opens a model: a file, or the one that is part of the program.
 
-use crate::Result;
 use crate::args::ModelArgs;
-use crate::ui;
+use crate::device::{self, CPU_ROWS, Choice, Description, Device, GPU_ROWS};
+use crate::{Result, gpu, ui};
 use ds4_cpu::{Cpu, Options};
 use ds4_engine::{Engine, EngineOptions};
 use ds4_gguf::Gguf;
 use ds4_model::Shape;
 use ds4_model::cache::KvFormat;
+use ds4_model::memory::Sizing;
 use ds4_text::Tokenizer;
 use std::path::Path;
+use std::process::ExitCode;
 
 /// The file that is looked for where none is named.
-const DEFAULT_FILE: &str = "ds4flash.gguf";
+pub(crate) const DEFAULT_FILE: &str = "ds4flash.gguf";
 
 /// ds4-nano; `docs/nano.md` tells how it was made.
 static NANO: &[u8] = include_bytes!("../../../models/ds4-nano/ds4-nano.gguf");
 
-/// How to compute.
+/// How to compute, and for what.
 #[derive(Clone, Copy)]
-pub(crate) struct Numbers {
+pub(crate) struct Wants {
     pub(crate) exact: bool,
     pub(crate) kv: KvFormat,
-    pub(crate) max_rows: usize,
+    /// Most rows of a pass, if the device is not to decide.
+    pub(crate) max_rows: Option<usize>,
+    /// Tokens of a session.
+    pub(crate) context: usize,
+    /// Sessions that are open at once.
+    pub(crate) sessions: usize,
 }
 
-impl Default for Numbers {
-    fn default() -> Self {
-        Numbers { exact: false, kv: KvFormat::Packed, max_rows: 256 }
+impl Wants {
+    /// One session in the default numbers.
+    pub(crate) fn session(context: usize) -> Self {
+        Wants { exact: false, kv: KvFormat::Packed, max_rows: None, context, sessions: 1 }
     }
+}
+
+/// What to do with an engine, whatever it computes on.
+pub(crate) trait WithEngine {
+    /// Does it. `device` is what computes.
+    fn run<B: Device>(self, engine: Engine<B>, device: Description) -> Result<ExitCode>;
 }
 
 /// The model file named, or the default one, or the embedded one; says which if none was named.
@@ -44,42 +58,63 @@ pub(crate) fn open(model: Option<&Path>) -> Result<Gguf> {
     Ok(Gguf::from_static(NANO)?)
 }
 
+/// Loads a model onto the device that the flags mean and goes on with `job`: the one place that knows all
+/// backends.
+pub(crate) fn with_engine(
+    file: &Gguf,
+    args: &ModelArgs,
+    wants: Wants,
+    job: impl WithEngine,
+) -> Result<ExitCode> {
+    let draft = args.mtp.as_ref().map(Gguf::open).transpose()?;
+    let shape = Shape::from_gguf(file)?;
+    let size = |file: &Gguf| file.tensors().iter().map(|t| t.bytes).sum::<u64>();
+    let sizing = Sizing {
+        shape: &shape,
+        weights: size(file) + draft.as_ref().map_or(0, size),
+        format: wants.kv,
+        draft: draft.is_some() || file.tensor("mtp.0.e_proj.weight").is_some(),
+        max_rows: wants.max_rows.unwrap_or(GPU_ROWS),
+        sessions: wants.sessions,
+    };
+    let options = |max_rows| EngineOptions { kv: wants.kv, max_rows, ..EngineOptions::default() };
+    let spinner = ui::spinner("loading");
+    match device::choose(args, &sizing, wants.context)? {
+        Choice::Cpu => {
+            let (exact, max_rows) = (wants.exact, wants.max_rows.unwrap_or(CPU_ROWS));
+            let cpu = Options { threads: args.threads, exact, max_rows, ..Options::default() };
+            let cpu = Cpu::new(&shape, cpu)?;
+            let device = Description::of_cpu(&cpu);
+            let engine = Engine::load(cpu, file, draft.as_ref(), options(max_rows))?;
+            spinner.finish_and_clear();
+            job.run(engine, device)
+        }
+        Choice::Gpus(gpus) => {
+            let device = Description::of_gpus(&gpus);
+            let (max_rows, cache) = (sizing.max_rows, sizing.needs(wants.context).cache);
+            let hint = |e: ds4_engine::Error| format!("{device}: {e}; --backend cpu computes without it");
+            let gpu = gpu::open(&shape, &gpus, wants.exact, max_rows, cache).map_err(|e| hint(e.into()))?;
+            let engine = Engine::load(gpu, file, draft.as_ref(), options(max_rows)).map_err(hint)?;
+            spinner.finish_and_clear();
+            ui::note(&format!("computing on {device}"));
+            job.run(engine, device)
+        }
+    }
+}
+
 /// A model and its tokenizer, ready to answer.
-pub(crate) struct Loaded {
-    pub(crate) engine: Engine<Cpu>,
+pub(crate) struct Loaded<B: Device> {
+    pub(crate) engine: Engine<B>,
     pub(crate) tokenizer: Tokenizer,
 }
 
-/// An engine without a tokenizer.
-pub(crate) fn engine(file: &Gguf, args: &ModelArgs, numbers: Numbers) -> Result<Engine<Cpu>> {
-    let mtp = args.mtp.as_ref().map(Gguf::open).transpose()?;
-    let shape = Shape::from_gguf(file)?;
-    let options = Options {
-        threads: args.threads,
-        exact: numbers.exact,
-        max_rows: numbers.max_rows,
-        ..Options::default()
-    };
-    let backend = Cpu::new(&shape, options)?;
-    let options = EngineOptions { kv: numbers.kv, max_rows: numbers.max_rows, ..EngineOptions::default() };
-    Ok(Engine::load(backend, file, mtp.as_ref(), options)?)
-}
-
-/// Loads everything, with a spinner where somebody watches.
-pub(crate) fn load(args: &ModelArgs) -> Result<Loaded> {
-    let file = open(args.model.as_deref())?;
-    let spinner = ui::spinner("loading");
-    let tokenizer = Tokenizer::from_gguf(file.metadata())?;
-    let engine = engine(&file, args, Numbers::default())?;
-    spinner.finish_and_clear();
-    if tokenizer.vocab_len() != engine.shape().vocab {
-        return Err(format!(
-            "{}: the tokenizer has {} tokens, the model {}",
-            file.source(),
-            tokenizer.vocab_len(),
-            engine.shape().vocab
-        )
-        .into());
+impl<B: Device> Loaded<B> {
+    /// Checks that both belong together.
+    pub(crate) fn new(engine: Engine<B>, tokenizer: Tokenizer) -> Result<Self> {
+        let (tokens, vocab) = (tokenizer.vocab_len(), engine.shape().vocab);
+        if tokens != vocab {
+            return Err(format!("the file's tokenizer has {tokens} tokens, its model {vocab}").into());
+        }
+        Ok(Loaded { engine, tokenizer })
     }
-    Ok(Loaded { engine, tokenizer })
 }

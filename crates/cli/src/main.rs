@@ -5,6 +5,12 @@
 
 mod args;
 mod commands;
+mod device;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", target_os = "macos"))]
+mod gpu;
+#[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal", target_os = "macos")))]
+#[path = "no_gpu.rs"]
+mod gpu;
 mod load;
 mod reply;
 mod ui;
@@ -22,6 +28,7 @@ fn main() -> ExitCode {
         None => commands::chat::run(&cli.chat),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
+        Some(Command::Doctor(args)) => commands::doctor::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Quantize(args)) => commands::quantize::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),

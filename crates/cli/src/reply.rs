@@ -2,11 +2,11 @@
 
 use crate::Result;
 use crate::args::SamplingArgs;
+use crate::device::Device;
 use crate::load::Loaded;
 use crate::ui;
-use ds4_cpu::Cpu;
 use ds4_engine::{Error, Event, Finish, Generation, Limits, Sampler, Sampling, Session};
-use ds4_text::{Message, Thinking, render};
+use ds4_text::{Message, Thinking, Tokenizer, render};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,9 +59,9 @@ pub(crate) fn sampling(args: &SamplingArgs) -> Sampling {
 }
 
 /// Answers a conversation, printing as it goes: the answer on stdout, thinking dimmed, figures on stderr.
-pub(crate) fn reply(
-    loaded: &mut Loaded,
-    session: &mut Session<Cpu>,
+pub(crate) fn reply<B: Device>(
+    loaded: &mut Loaded<B>,
+    session: &mut Session<B>,
     messages: &[Message],
     thinking: Thinking,
     sampling: Sampling,
@@ -89,7 +89,7 @@ pub(crate) fn reply(
     let start = Instant::now();
     let limits = Limits { max_tokens: max_tokens.unwrap_or(usize::MAX), stop: Vec::new() };
     let mut generation = Generation::new(Sampler::new(sampling), limits);
-    let mut printer = Printer::new(prompt.starts_thinking(), loaded);
+    let mut printer = Printer::new(prompt.starts_thinking(), &loaded.tokenizer);
     let finish = loop {
         if INTERRUPTED.load(Ordering::Relaxed) {
             break None;
@@ -133,10 +133,10 @@ struct Printer {
 }
 
 impl Printer {
-    fn new(thinking: bool, loaded: &Loaded) -> Self {
+    fn new(thinking: bool, tokenizer: &Tokenizer) -> Self {
         Printer {
             thinking,
-            think_end: loaded.tokenizer.id_of("</think>"),
+            think_end: tokenizer.id_of("</think>"),
             terminal: std::io::stdout().is_terminal(),
             message: Message::new(ds4_text::Role::Assistant, ""),
             out: std::io::stdout(),

@@ -87,10 +87,45 @@ fn inspect_and_bench() {
     for part in ["deepseek4.block_count", "routed experts", "5 layers: 2 window, 2 indexed", "1000000"] {
         assert!(text.contains(part), "{part} in {text}");
     }
-    let json =
-        stdout(&["bench", "-m", &model, "--prompt", "40", "--gen-tokens", "8", "--json", "--threads", "1"]);
+    let size = ["--prompt", "40", "--gen-tokens", "8"];
+    let args = ["bench", "-m", &model, "--json", "--backend", "cpu", "--threads", "1"];
+    let json = stdout(&[&args[..], &size].concat());
     let figures: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(figures["prompt_tps"].as_f64().unwrap() > 0.0 && figures["decode_tps"].as_f64().unwrap() > 0.0);
+    assert_eq!((figures["device"].as_str(), figures["threads"].as_u64()), (Some("cpu"), Some(1)));
+}
+
+#[test]
+fn bench_tables_without_a_file() {
+    let args = ["bench", "--synthetic", "tiny:4", "--table", "--prefills", "64,256", "--contexts", "64,300"];
+    let args = [&args[..], &["--batches", "1,3", "--gen-tokens", "4", "--backend", "cpu"]].concat();
+    let text = stdout(&args);
+    for part in ["256 tokens", "300 tokens", "3 sessions", "GB/s"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let table: serde_json::Value = serde_json::from_str(&stdout(&[&args[..], &["--json"]].concat())).unwrap();
+    assert_eq!(table["prefill"].as_array().unwrap().len(), 2);
+    assert_eq!(table["batches"][1]["sessions"], 3);
+    assert!(table["decode"][1]["tps"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn doctor_lists_and_proves() {
+    let folder = Folder::new();
+    let doctor = |args: &[&str]| {
+        let mut ds4 = Command::new(env!("CARGO_BIN_EXE_ds4"));
+        // Without ./ds4flash.gguf.
+        let out = ds4.current_dir(folder.0.path()).arg("doctor").args(args).output().unwrap();
+        assert!(out.status.success());
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let text = doctor(&["--no-tests"]);
+    for part in ["cpu: ", "the published 2-bit file", "  1M: weights 86.7", "128k: weights"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains("checks on"));
+    let text = doctor(&["-m", &std::fs::canonicalize(fixture("model.gguf")).unwrap().display().to_string()]);
+    assert!(text.contains("checks on cpu") && text.contains("ok    restoring a snapshot"), "{text}");
 }
 
 #[test]
@@ -108,5 +143,10 @@ fn errors_name_the_culprit() {
     let tokens = folder.write("t.json", "[1, 99999]");
     let (model, out) = (fixture("model.gguf"), folder.path("o.npy"));
     assert!(error(&["logits", "-m", &model, "--tokens", &tokens, "--out", &out]).contains("token id 99999"));
+    if !cfg!(feature = "cuda") {
+        let error = error(&["-p", "hi", "--backend", "cuda"]);
+        assert!(error.contains("cargo build --release --features cuda"), "{error}");
+    }
+    assert!(error(&["-p", "hi", "--backend", "cpu", "--device", "0"]).contains("--device names GPUs"));
     assert!(error(&["quantize", "/nonexistent", "x.gguf"]).contains("/nonexistent/config.json"));
 }

@@ -203,8 +203,15 @@ impl Backend for Cpu {
     fn embed(&mut self, table: &Matrix, plan: &Plan, streams: &mut Rows) {
         self.embed_step(table, plan, streams);
     }
-    fn hc_split(&mut self, hc: &HyperConnection<Self>, streams: &Rows, u: &mut Rows, mix: &mut Rows) {
-        self.hc_split_step(hc, streams, u, mix);
+    fn hc_split(
+        &mut self,
+        hc: &HyperConnection<Self>,
+        norm: &Box<[f32]>,
+        streams: &Rows,
+        x: &mut Rows,
+        mix: &mut Rows,
+    ) {
+        self.hc_split_step(hc, norm, streams, x, mix);
     }
     fn hc_join(&mut self, y: &Rows, mix: &Rows, streams: &mut Rows) {
         self.hc_join_step(y, mix, streams);

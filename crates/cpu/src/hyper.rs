@@ -71,8 +71,9 @@ impl Cpu {
     pub(crate) fn hc_split_step(
         &mut self,
         hc: &HyperConnection<Cpu>,
+        norm: &[f32],
         streams: &Rows,
-        u: &mut Rows,
+        x: &mut Rows,
         mix: &mut Rows,
     ) {
         let s = &self.shape;
@@ -80,17 +81,19 @@ impl Cpu {
         let (norm_eps, eps) = (s.norm_eps, s.hc_eps);
         let mut control = std::mem::take(&mut self.control);
         self.project_step(streams, &mut [(&hc.mix, &mut control)]);
-        let rows = u.take(streams.n).par_chunks_mut(d).zip(mix.take(streams.n).par_chunks_mut(n + n * n));
+        let rows = x.take(streams.n).par_chunks_mut(d).zip(mix.take(streams.n).par_chunks_mut(n + n * n));
         let rows = rows.zip(streams.used().par_chunks(width)).zip(control.used().par_chunks(control.width));
-        rows.for_each(|(((u, mix), streams), m)| {
+        rows.for_each(|(((x, mix), streams), m)| {
             // Scaling after the projection is the same as projecting the normed streams.
             let r = rms_scale(streams, norm_eps);
-            let value = |i: usize, scale: usize| m[i] * r * hc.scale[scale] + hc.base[i];
+            let value = |i: usize, scale: usize| m[i] * r * hc.affine[scale] + hc.affine[3 + i];
             let mut pre = [0.0; 16];
             for (i, p) in pre.iter_mut().enumerate().take(n) {
                 *p = sigmoid(value(i, 0)) + eps;
             }
-            mix_streams(&pre[..n], streams, u);
+            mix_streams(&pre[..n], streams, x);
+            let scale = rms_scale(x, norm_eps);
+            x.iter_mut().zip(norm).for_each(|(x, w)| *x = w * (*x * scale));
             let (post, comb) = mix.split_at_mut(n);
             for (i, p) in post.iter_mut().enumerate() {
                 *p = 2.0 * sigmoid(value(n + i, 1));
@@ -143,7 +146,7 @@ impl Cpu {
             let r = rms_scale(streams, norm_eps);
             let mut pre = [0.0; 16];
             for i in 0..n {
-                pre[i] = sigmoid(m[i] * r * head.scale + head.base[i]) + eps;
+                pre[i] = sigmoid(m[i] * r * head.affine[0] + head.affine[1 + i]) + eps;
             }
             mix_streams(&pre[..n], streams, z);
         });

@@ -112,6 +112,11 @@ impl<B: Backend> Engine<B> {
         &self.backend
     }
 
+    /// The backend, to ask it something.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
     /// Whether the model has a draft block.
     pub fn has_draft(&self) -> bool {
         self.model.weights.mtp.is_some()

@@ -14,7 +14,7 @@ mod write;
 pub use error::Error;
 pub use map::MappedFile;
 pub use metadata::{Metadata, Value};
-pub use read::{Gguf, Tensor, TensorInfo};
+pub use read::{Gguf, Part, Tensor, TensorInfo};
 pub use tensor_type::TensorType;
 pub use write::Writer;
 

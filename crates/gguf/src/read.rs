@@ -1,6 +1,7 @@
 //! The reader.
 
 use crate::map::Bytes;
+use crate::write::data_bytes;
 use crate::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, Error, MAGIC, Metadata, TensorType, VERSION, Value};
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,15 +25,36 @@ pub struct TensorInfo {
     pub dims: Vec<u64>,
     /// Element type.
     pub ty: TensorType,
-    /// First byte, from the start of the file.
+    /// First byte, from the start of the file; 0 where the tensor came with its own data.
     pub offset: u64,
     /// Bytes of data.
     pub bytes: u64,
 }
 
+/// A tensor of a model that is no file; several may share their data.
+#[derive(Clone)]
+pub struct Part {
+    /// Name.
+    pub name: String,
+    /// Dimensions, the contiguous one first.
+    pub dims: Vec<u64>,
+    /// Element type.
+    pub ty: TensorType,
+    /// Data.
+    pub data: Arc<Vec<u8>>,
+}
+
+/// Where tensor data are.
+enum Data {
+    /// In the file.
+    File(Bytes),
+    /// In a block for each tensor; several may share one.
+    Blocks(Vec<Arc<Vec<u8>>>),
+}
+
 struct Inner {
     source: String,
-    bytes: Bytes,
+    data: Data,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     index: HashMap<String, usize>,
@@ -79,7 +101,27 @@ impl Gguf {
             }
         }
         check_overlap(&cursor, &tensors)?;
-        Ok(Gguf(Arc::new(Inner { source, bytes, metadata, tensors, index, alignment })))
+        let data = Data::File(bytes);
+        Ok(Gguf(Arc::new(Inner { source, data, metadata, tensors, index, alignment })))
+    }
+
+    /// A model that is no file. `source` is its label in messages.
+    pub fn from_parts(source: &str, metadata: Metadata, parts: Vec<Part>) -> Result<Self, Error> {
+        let (mut tensors, mut index, mut blocks) = (Vec::new(), HashMap::new(), Vec::new());
+        for Part { name, dims, ty, data: block } in parts {
+            let error = |problem: &str| Error::Write(format!("tensor {name} {dims:?} {ty}: {problem}"));
+            let bytes = data_bytes(&dims, ty).map_err(error)?;
+            if bytes != block.len() as u64 {
+                return Err(error(&format!("{} bytes came, {bytes} were declared", block.len())));
+            }
+            if index.insert(name.clone(), tensors.len()).is_some() {
+                return Err(error("declared twice"));
+            }
+            tensors.push(TensorInfo { name, dims, ty, offset: 0, bytes });
+            blocks.push(block);
+        }
+        let (source, data) = (source.to_owned(), Data::Blocks(blocks));
+        Ok(Gguf(Arc::new(Inner { source, data, metadata, tensors, index, alignment: DEFAULT_ALIGNMENT })))
     }
 
     /// Metadata.
@@ -97,9 +139,12 @@ impl Gguf {
         self.0.index.get(name).map(|&index| Tensor { file: self.clone(), index })
     }
 
-    /// Bytes of the file.
+    /// Bytes of the file; of all tensor data where there is no file.
     pub fn file_len(&self) -> u64 {
-        self.0.bytes.len() as u64
+        match &self.0.data {
+            Data::File(bytes) => bytes.len() as u64,
+            Data::Blocks(_) => self.tensors().iter().map(|t| t.bytes).sum(),
+        }
     }
 
     /// Alignment of tensor data.
@@ -137,8 +182,11 @@ impl Tensor {
     /// Its data.
     pub fn bytes(&self) -> &[u8] {
         let info = self.info();
-        // In range: checked when the directory was read.
-        &self.file.0.bytes[info.offset as usize..(info.offset + info.bytes) as usize]
+        match &self.file.0.data {
+            // In range: checked when the directory was read.
+            Data::File(bytes) => &bytes[info.offset as usize..(info.offset + info.bytes) as usize],
+            Data::Blocks(blocks) => &blocks[self.index],
+        }
     }
 }
 

@@ -35,18 +35,10 @@ impl Writer {
     /// Declares the next tensor; `dims` has the contiguous dimension first. Returns its bytes.
     pub fn tensor(&mut self, name: &str, dims: &[u64], ty: TensorType) -> Result<u64, Error> {
         let error = |problem: &str| Error::Write(format!("tensor {name} {dims:?} {ty}: {problem}"));
-        if dims.is_empty() || dims.len() > 4 {
-            return Err(error("1 to 4 dimensions are possible"));
-        }
-        if !dims[0].is_multiple_of(ty.block_len()) {
-            return Err(error("rows are no multiple of the block"));
-        }
         if self.tensors.iter().any(|t| t.name == name) {
             return Err(error("declared twice"));
         }
-        let elements = dims.iter().try_fold(1u64, |product, &d| product.checked_mul(d).filter(|_| d > 0));
-        let bytes = elements.and_then(|n| (n / ty.block_len()).checked_mul(ty.block_bytes()));
-        let bytes = bytes.ok_or_else(|| error("zero or too large"))?;
+        let bytes = data_bytes(dims, ty).map_err(error)?;
         self.tensors.push(Declared { name: name.into(), dims: dims.into(), ty, bytes });
         Ok(bytes)
     }
@@ -133,6 +125,19 @@ impl Writer {
         }
         h
     }
+}
+
+/// Bytes of a tensor, or what is wrong with its dimensions.
+pub(crate) fn data_bytes(dims: &[u64], ty: TensorType) -> Result<u64, &'static str> {
+    if dims.is_empty() || dims.len() > 4 {
+        return Err("1 to 4 dimensions are possible");
+    }
+    if !dims[0].is_multiple_of(ty.block_len()) {
+        return Err("rows are no multiple of the block");
+    }
+    let elements = dims.iter().try_fold(1u64, |product, &d| product.checked_mul(d).filter(|_| d > 0));
+    let bytes = elements.and_then(|n| (n / ty.block_len()).checked_mul(ty.block_bytes()));
+    bytes.ok_or("zero or too large")
 }
 
 /// Temporary files are private by default; a model file gets the permissions of any new file.

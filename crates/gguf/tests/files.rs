@@ -1,7 +1,7 @@
 //! Files of another writer, our own writer, and files that lie.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-use ds4_gguf::{Error, Gguf, TensorType, Value, Writer};
+use ds4_gguf::{Error, Gguf, Metadata, Part, TensorType, Value, Writer};
 use proptest::prelude::*;
 use std::io::Write;
 use std::path::Path;
@@ -286,4 +286,23 @@ fn files_beyond_four_gigabytes() {
     let read = Gguf::open(&path).unwrap();
     assert_eq!(read.tensor("end").unwrap().bytes()[..4], [1, 2, 3, 4]);
     assert!(read.tensor("end").unwrap().info().offset > u64::from(u32::MAX));
+}
+
+#[test]
+fn parts_without_a_file() {
+    let data = std::sync::Arc::new(vec![1u8; 68]);
+    let part = |name: &str, dims: &[u64]| Part {
+        name: name.into(),
+        dims: dims.into(),
+        ty: TensorType::Q8_0,
+        data: data.clone(),
+    };
+    let parts = |parts| Gguf::from_parts("random numbers", Metadata::default(), parts);
+    let file = parts(vec![part("a", &[32, 2]), part("b", &[64])]).unwrap();
+    assert_eq!((file.source(), file.file_len(), file.tensors().len()), ("random numbers", 136, 2));
+    let bytes = |name| file.tensor(name).unwrap().bytes().as_ptr();
+    assert_eq!(bytes("a"), bytes("b"), "shared");
+    let error = |p| parts(p).err().unwrap().to_string();
+    assert!(error(vec![part("a", &[32])]).contains("tensor a [32] Q8_0: 68 bytes came, 34 were declared"));
+    assert!(error(vec![part("a", &[64]), part("a", &[64])]).contains("declared twice"));
 }

@@ -17,6 +17,15 @@ impl BackendError {
     }
 }
 
+/// Whether a pass has to call the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steps {
+    /// Yes.
+    Needed,
+    /// The backend has recorded them.
+    Recorded,
+}
+
 /// A device that computes the model's steps.
 ///
 /// All activations are f32 and row-major; a `Rows` buffer knows how many of its rows are in use, and a step
@@ -44,6 +53,22 @@ pub trait Backend: Sized + Send {
     /// Runs `f` where the backend's threads are; a pass is one such call.
     fn scope<R: Send>(&mut self, f: impl FnOnce(&mut Self) -> R + Send) -> R {
         f(self)
+    }
+    /// Starts a pass: `plan` and `runs` are what its steps will be given, `draft` tells the draft block from
+    /// the model. Where nobody is to observe single steps, a backend may have recorded an earlier pass of the
+    /// same form; it then answers [`Steps::Recorded`], and [`Backend::end`] computes all steps at once.
+    fn begin(
+        &mut self,
+        _plan: &Plan,
+        _runs: &mut [Run<'_, Self::Store>],
+        _draft: bool,
+        _observed: bool,
+    ) -> Result<Steps, BackendError> {
+        Ok(Steps::Needed)
+    }
+    /// Ends the steps of a pass, before its logits are read.
+    fn end(&mut self) -> Result<(), BackendError> {
+        Ok(())
     }
 
     // ---- loading -------------------------------------------------------------------------------------------
@@ -105,12 +130,14 @@ pub trait Backend: Sized + Send {
 
     /// A.1: every stream of a row starts as its token's embedding. `streams`: `[n, N*D]`.
     fn embed(&mut self, table: &Self::Matrix, plan: &Plan, streams: &mut Self::Rows);
-    /// A.3: mixes the streams into the sublayer's input `u [n, D]`; `mix [n, N + N*N]` keeps post and comb.
+    /// A.3, A.2: mixes the streams into the sublayer's normed input `x [n, D]`; `mix [n, N + N*N]` keeps post
+    /// and comb.
     fn hc_split(
         &mut self,
         hc: &HyperConnection<Self>,
+        norm: &Self::Vector,
         streams: &Self::Rows,
-        u: &mut Self::Rows,
+        x: &mut Self::Rows,
         mix: &mut Self::Rows,
     );
     /// A.3: joins the sublayer's output `y [n, D]` into the streams.

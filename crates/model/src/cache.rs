@@ -374,6 +374,11 @@ impl Snapshot {
         self.frontier.len
     }
 
+    /// Bytes held.
+    pub fn size(&self) -> usize {
+        self.frontier.size() + self.rows.len()
+    }
+
     /// Whether the session had no tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

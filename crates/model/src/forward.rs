@@ -3,8 +3,9 @@
 use crate::cache::Layout;
 use crate::{
     Attention, Backend, BackendError, Error, FeedForward, HeadMix, Layer, LayerKind, Model, Plan, Role, Run,
-    Shape, Tap,
+    Shape, Steps, Tap,
 };
+use arrayvec::ArrayVec;
 
 /// Rows whose logits are computed at once; bounds the buffer of a wide vocabulary.
 const HEAD_ROWS: usize = 16;
@@ -35,8 +36,7 @@ pub struct Pass<B: Backend> {
     plan: Plan,
     streams: B::Rows,   // [n, N*D] hyper-connection streams
     mix: B::Rows,       // [n, N + N*N] how the sublayer's output is joined: post, comb
-    u: B::Rows,         // [n, D] streams mixed into one
-    x: B::Rows,         // [n, D] the sublayer's input, normed
+    x: B::Rows,         // [n, D] the sublayer's input: the streams mixed into one, normed
     y: B::Rows,         // [n, D] the sublayer's output
     q_a: B::Rows,       // [n, QL]
     q_low: B::Rows,     // [n, QL] the same, normed
@@ -78,7 +78,6 @@ impl<B: Backend> Pass<B> {
             plan: Plan::with_capacity(max_rows),
             streams: rows(s.streams_width())?,
             mix: rows(s.streams + s.streams * s.streams)?,
-            u: rows(s.width)?,
             x: rows(s.width)?,
             y: rows(s.width)?,
             q_a: rows(s.q_rank)?,
@@ -129,12 +128,15 @@ impl<B: Backend> Pass<B> {
         backend.scope(|b| {
             let mut cx = Context { b, runs, tap };
             let w = &model.weights;
-            cx.b.embed(&w.embed, &self.plan, &mut self.streams);
-            self.see(&mut cx, "embed", |p| &p.streams)?;
-            for (l, layer) in w.layers.iter().enumerate() {
-                self.layer(&mut cx, l, &format_args!("blk.{l}"), layer, &model.shape)?;
+            let steps = cx.b.begin(&self.plan, cx.runs, false, cx.tap.on())?;
+            if steps == Steps::Needed {
+                cx.b.embed(&w.embed, &self.plan, &mut self.streams);
+                self.see(&mut cx, "embed", |p| &p.streams)?;
+                for (l, layer) in w.layers.iter().enumerate() {
+                    self.layer(&mut cx, l, &format_args!("blk.{l}"), layer, &model.shape)?;
+                }
             }
-            self.head(&mut cx, model, &w.head, &w.output_norm, logits)
+            self.head(&mut cx, steps, model, (&w.head, &w.output_norm), logits)
         })
     }
 
@@ -159,9 +161,13 @@ impl<B: Backend> Pass<B> {
         }
         backend.scope(|b| {
             let mut cx = Context { b, runs, tap };
-            cx.b.draft_input(mtp, &model.weights.embed, &self.plan, &mut self.streams);
-            self.layer(&mut cx, model.shape.layers.len(), &format_args!("mtp.0"), &mtp.layer, &model.shape)?;
-            self.head(&mut cx, model, &mtp.head, &mtp.norm, logits)
+            let steps = cx.b.begin(&self.plan, cx.runs, true, cx.tap.on())?;
+            if steps == Steps::Needed {
+                let l = model.shape.layers.len();
+                cx.b.draft_input(mtp, &model.weights.embed, &self.plan, &mut self.streams);
+                self.layer(&mut cx, l, &format_args!("mtp.0"), &mtp.layer, &model.shape)?;
+            }
+            self.head(&mut cx, steps, model, (&mtp.head, &mtp.norm), logits)
         })
     }
 
@@ -186,14 +192,12 @@ impl<B: Backend> Pass<B> {
         w: &Layer<B>,
         shape: &Shape,
     ) -> Result<(), Error> {
-        cx.b.hc_split(&w.attn_hc, &self.streams, &mut self.u, &mut self.mix);
-        cx.b.norm(&w.attn_norm, &self.u, &mut self.x);
+        cx.b.hc_split(&w.attn_hc, &w.attn_norm, &self.streams, &mut self.x, &mut self.mix);
         self.attention(cx, l, name, w.kind, &w.attn, shape)?;
         self.see(cx, format_args!("{name}.attn_out"), |p| &p.y)?;
         cx.b.hc_join(&self.y, &self.mix, &mut self.streams);
 
-        cx.b.hc_split(&w.ffn_hc, &self.streams, &mut self.u, &mut self.mix);
-        cx.b.norm(&w.ffn_norm, &self.u, &mut self.x);
+        cx.b.hc_split(&w.ffn_hc, &w.ffn_norm, &self.streams, &mut self.x, &mut self.mix);
         self.feed_forward(cx, name, &w.ffn)?;
         self.see(cx, format_args!("{name}.ffn_out"), |p| &p.y)?;
         cx.b.hc_join(&self.y, &self.mix, &mut self.streams);
@@ -210,32 +214,46 @@ impl<B: Backend> Pass<B> {
         w: &Attention<B>,
         shape: &Shape,
     ) -> Result<(), Error> {
-        // The row that later tokens will attend to.
-        cx.b.project(&self.x, &mut [(&w.q_a, &mut self.q_a), (&w.kv, &mut self.kv)]);
-        cx.b.push_window(l, &w.kv_norm, &self.kv, &self.plan, cx.runs);
-        // The queries.
-        cx.b.norm(&w.q_a_norm, &self.q_a, &mut self.q_low);
-        cx.b.project(&self.q_low, &mut [(&w.q_b, &mut self.q)]);
-        cx.b.rotate_queries(kind, &self.plan, &mut self.q);
-        self.see(cx, format_args!("{name}.q"), |p| &p.q)?;
-        // The rows that the tokens of the pass complete.
+        // With no more rows than are selected, all are: nothing to score.
+        let selects = w.indexer.is_some() && self.plan.most_visible(4) > shape.index_top_k;
+        // Everything that is projected from the sublayer's input.
+        let mut jobs = ArrayVec::<_, 7>::new();
+        jobs.extend([(&w.q_a, &mut self.q_a), (&w.kv, &mut self.kv)]);
         if let Some(c) = &w.compressor {
-            cx.b.project(&self.x, &mut [(&c.kv, &mut self.comp_kv), (&c.gate, &mut self.comp_gate)]);
-            cx.b.compress(l, Role::Rows, c, &self.comp_kv, &self.comp_gate, &self.plan, cx.runs);
+            jobs.extend([(&c.kv, &mut self.comp_kv), (&c.gate, &mut self.comp_gate)]);
         }
-        let mut selects = false;
         if let Some(i) = &w.indexer {
             let c = &i.compressor;
-            cx.b.project(&self.x, &mut [(&c.kv, &mut self.key_kv), (&c.gate, &mut self.key_gate)]);
+            jobs.extend([(&c.kv, &mut self.key_kv), (&c.gate, &mut self.key_gate)]);
+            jobs.extend(selects.then_some((&i.weights, &mut self.index_w)));
+        }
+        cx.b.project(&self.x, &mut jobs);
+        drop(jobs);
+        // The row that later tokens will attend to, and those that the tokens of the pass complete.
+        cx.b.push_window(l, &w.kv_norm, &self.kv, &self.plan, cx.runs);
+        if let Some(c) = &w.compressor {
+            cx.b.compress(l, Role::Rows, c, &self.comp_kv, &self.comp_gate, &self.plan, cx.runs);
+        }
+        if let Some(i) = &w.indexer {
+            let c = &i.compressor;
             cx.b.compress(l, Role::Keys, c, &self.key_kv, &self.key_gate, &self.plan, cx.runs);
-            // With no more rows than are selected, all are: nothing to score.
-            selects = self.plan.most_visible(4) > shape.index_top_k;
-            if selects {
-                cx.b.project(&self.q_low, &mut [(&i.q, &mut self.index_q)]);
-                cx.b.project(&self.x, &mut [(&i.weights, &mut self.index_w)]);
-                let (q, w, plan) = (&mut self.index_q, &self.index_w, &self.plan);
-                cx.b.select(l, q, w, plan, cx.runs, &mut self.selection);
-            }
+        }
+        // The queries, of the heads and of the indexer.
+        cx.b.norm(&w.q_a_norm, &self.q_a, &mut self.q_low);
+        let mut jobs = ArrayVec::<_, 2>::new();
+        jobs.push((&w.q_b, &mut self.q));
+        if let Some(i) = &w.indexer {
+            jobs.extend(selects.then_some((&i.q, &mut self.index_q)));
+        }
+        cx.b.project(&self.q_low, &mut jobs);
+        drop(jobs);
+        cx.b.rotate_queries(kind, &self.plan, &mut self.q);
+        self.see(cx, format_args!("{name}.q"), |p| &p.q)?;
+        if selects {
+            let (q, w, plan) = (&mut self.index_q, &self.index_w, &self.plan);
+            cx.b.select(l, q, w, plan, cx.runs, &mut self.selection);
+        }
+        if w.indexer.is_some() {
             self.see_selection(cx, name, shape, selects)?;
         }
         let selection = selects.then_some(&self.selection);
@@ -264,24 +282,34 @@ impl<B: Backend> Pass<B> {
         Ok(())
     }
 
-    /// A.1: logits of the wanted rows.
+    /// A.1: logits of the wanted rows. The steps end with those of the first rows, so that a recorded pass
+    /// has its logits ready.
     fn head(
         &mut self,
         cx: &mut Context<'_, '_, B>,
+        steps: Steps,
         model: &Model<B>,
-        mix: &HeadMix<B>,
-        norm: &B::Vector,
+        (mix, norm): (&HeadMix<B>, &B::Vector),
         logits: &mut Logits,
     ) -> Result<(), Error> {
         let vocab = model.shape.vocab;
         logits.vocab = vocab;
         logits.values.resize(self.plan.outputs.len() * vocab, 0.0);
-        let parts = self.plan.outputs.chunks(HEAD_ROWS.min(self.max_rows));
-        for (rows, out) in parts.zip(logits.values.chunks_mut(HEAD_ROWS.min(self.max_rows) * vocab)) {
-            cx.b.gather(&self.streams, rows, &mut self.last);
-            cx.b.hc_head(mix, &self.last, &mut self.z);
-            cx.b.norm(norm, &self.z, &mut self.z_norm);
-            cx.b.project(&self.z_norm, &mut [(&model.weights.output, &mut self.logits)]);
+        let head_rows = HEAD_ROWS.min(self.max_rows);
+        if self.plan.outputs.is_empty() {
+            cx.b.end()?;
+        }
+        let parts = self.plan.outputs.chunks(head_rows).zip(logits.values.chunks_mut(head_rows * vocab));
+        for (i, (rows, out)) in parts.enumerate() {
+            if i > 0 || steps == Steps::Needed {
+                cx.b.gather(&self.streams, rows, &mut self.last);
+                cx.b.hc_head(mix, &self.last, &mut self.z);
+                cx.b.norm(norm, &self.z, &mut self.z_norm);
+                cx.b.project(&self.z_norm, &mut [(&model.weights.output, &mut self.logits)]);
+            }
+            if i == 0 {
+                cx.b.end()?;
+            }
             cx.b.read(&self.logits, out)?;
         }
         Ok(())

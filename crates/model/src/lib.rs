@@ -10,13 +10,14 @@ mod backend;
 pub mod cache;
 mod error;
 mod forward;
+pub mod memory;
 mod plan;
 mod rope;
 mod shape;
 mod tap;
 mod weights;
 
-pub use backend::{Backend, BackendError};
+pub use backend::{Backend, BackendError, Steps};
 pub use error::Error;
 pub use forward::{Logits, Pass};
 pub use plan::{Plan, Run, RunRows, Want};

@@ -50,20 +50,16 @@ pub struct Layer<B: Backend> {
 pub struct HyperConnection<B: Backend> {
     /// `[(2+N)*N, N*D]`.
     pub mix: B::Matrix,
-    /// Scales of pre, post and comb.
-    pub scale: [f32; 3],
-    /// Offsets: N pre, N post, N*N comb.
-    pub base: Vec<f32>,
+    /// Scales of pre, post and comb; then the offsets: N pre, N post, N*N comb.
+    pub affine: B::Vector,
 }
 
 /// Mix of the streams before a head (A.3).
 pub struct HeadMix<B: Backend> {
     /// `[N, N*D]`.
     pub mix: B::Matrix,
-    /// Its scale.
-    pub scale: f32,
-    /// N offsets.
-    pub base: Vec<f32>,
+    /// Its scale, then N offsets.
+    pub affine: B::Vector,
 }
 
 /// Attention weights (A.5).
@@ -263,11 +259,9 @@ impl<B: Backend> Binder<'_, B> {
 
     fn hyper(&mut self, prefix: &str) -> Result<HyperConnection<B>, Error> {
         let (mix, width) = (self.shape.hc_mix(), self.shape.streams_width());
-        let scale = self.values(&format!("{prefix}_scale.weight"), &[3])?;
         Ok(HyperConnection {
             mix: self.matrix(&format!("{prefix}_fn.weight"), mix, width)?,
-            scale: [scale[0], scale[1], scale[2]],
-            base: self.values(&format!("{prefix}_base.weight"), &[mix])?,
+            affine: self.affine(prefix, 3, mix)?,
         })
     }
 
@@ -275,9 +269,15 @@ impl<B: Backend> Binder<'_, B> {
         let n = self.shape.streams;
         Ok(HeadMix {
             mix: self.matrix(&format!("{prefix}_fn.weight"), n, width)?,
-            scale: self.values(&format!("{prefix}_scale.weight"), &[1])?[0],
-            base: self.values(&format!("{prefix}_base.weight"), &[n])?,
+            affine: self.affine(prefix, 1, n)?,
         })
+    }
+
+    /// Scales and offsets of control numbers.
+    fn affine(&mut self, prefix: &str, scales: usize, offsets: usize) -> Result<B::Vector, Error> {
+        let mut values = self.values(&format!("{prefix}_scale.weight"), &[scales])?;
+        values.extend(self.values(&format!("{prefix}_base.weight"), &[offsets])?);
+        Ok(self.backend.vector(values)?)
     }
 
     fn layer(&mut self, l: usize) -> Result<Layer<B>, Error> {

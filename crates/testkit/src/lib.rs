@@ -1,13 +1,16 @@
-//! What proofs are made with: `.npy` arrays, fixtures measured on other implementations, and the comparison
-//! of named tensors.
+//! What proofs are made with: `.npy` arrays, fixtures measured on other implementations, models of random
+//! weights, the comparison of named tensors, and the checks that every backend must pass.
 #![forbid(unsafe_code)]
 
 mod compare;
+pub mod conformance;
 mod fixture;
 mod npy;
+mod synthetic;
 mod taps;
 
 pub use compare::{Difference, compare};
 pub use fixture::Fixture;
 pub use npy::{Array, NpyError, NpyWriter, read_npy};
+pub use synthetic::Synthetic;
 pub use taps::{NpyTaps, Taps};

@@ -50,10 +50,15 @@ impl Array {
 
 /// Reads an array.
 pub fn read_npy(path: &Path) -> Result<Array, NpyError> {
+    let file = File::open(path).map_err(|source| NpyError::Io { path: path.into(), source })?;
+    parse_npy(path, BufReader::new(file))
+}
+
+/// Reads an array from its bytes; `path` is for messages.
+pub(crate) fn parse_npy(path: &Path, bytes: impl Read) -> Result<Array, NpyError> {
     let io = |source| NpyError::Io { path: path.into(), source };
     let format = |message: String| NpyError::Format { path: path.into(), message };
-    let file = File::open(path).map_err(io)?;
-    let npy = npyz::NpyFile::new(BufReader::new(file)).map_err(io)?;
+    let npy = npyz::NpyFile::new(bytes).map_err(io)?;
     if npy.order() != npyz::Order::C {
         return Err(format("Fortran order, expected C order".into()));
     }

@@ -2,12 +2,12 @@
 
 use crate::Result;
 use crate::args::ChatArgs;
-use crate::load::{self, Loaded};
+use crate::device::{Description, Device};
+use crate::load::{self, Loaded, Wants, WithEngine};
 use crate::reply::{INTERRUPTED, reply, sampling};
 use crate::ui;
-use ds4_cpu::Cpu;
-use ds4_engine::{Finish, Session};
-use ds4_text::{Message, Role, Thinking};
+use ds4_engine::{Engine, Finish, Session};
+use ds4_text::{Message, Role, Thinking, Tokenizer};
 use reedline::{DefaultPrompt, DefaultPromptSegment, FileBackedHistory, Reedline, Signal};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -28,19 +28,36 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
         (None, None) if !std::io::stdin().is_terminal() => Some(std::io::read_to_string(std::io::stdin())?),
         (None, None) => None,
     };
-    let mut loaded = load::load(&args.model)?;
-    let session = loaded.engine.session(args.ctx)?;
-    let thinking = match (args.think, args.think_max) {
-        (_, true) => Thinking::Max,
-        (true, _) => Thinking::On,
-        _ => Thinking::Off,
-    };
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed))?;
-    let mut conversation = Conversation { loaded, session, messages: Vec::new(), thinking, args };
-    conversation.start_over();
-    match prompt {
-        Some(prompt) => conversation.once(prompt),
-        None => conversation.talk(),
+    let file = load::open(args.model.model.as_deref())?;
+    let tokenizer = Tokenizer::from_gguf(file.metadata())?;
+    load::with_engine(&file, &args.model, Wants::session(args.ctx), Chat { tokenizer, prompt, args })
+}
+
+/// What is left to do when the engine is there.
+struct Chat<'a> {
+    tokenizer: Tokenizer,
+    /// The only thing to say; a conversation without one.
+    prompt: Option<String>,
+    args: &'a ChatArgs,
+}
+
+impl WithEngine for Chat<'_> {
+    fn run<B: Device>(self, engine: Engine<B>, _: Description) -> Result<ExitCode> {
+        let args = self.args;
+        let mut loaded = Loaded::new(engine, self.tokenizer)?;
+        let session = loaded.engine.session(args.ctx)?;
+        let thinking = match (args.think, args.think_max) {
+            (_, true) => Thinking::Max,
+            (true, _) => Thinking::On,
+            _ => Thinking::Off,
+        };
+        ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed))?;
+        let mut conversation = Conversation { loaded, session, messages: Vec::new(), thinking, args };
+        conversation.start_over();
+        match self.prompt {
+            Some(prompt) => conversation.once(prompt),
+            None => conversation.talk(),
+        }
     }
 }
 
@@ -48,15 +65,15 @@ fn read(path: &std::path::Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()).into())
 }
 
-struct Conversation<'a> {
-    loaded: Loaded,
-    session: Session<Cpu>,
+struct Conversation<'a, B: Device> {
+    loaded: Loaded<B>,
+    session: Session<B>,
     messages: Vec<Message>,
     thinking: Thinking,
     args: &'a ChatArgs,
 }
 
-impl Conversation<'_> {
+impl<B: Device> Conversation<'_, B> {
     fn start_over(&mut self) {
         self.messages = self.args.system.iter().map(|s| Message::new(Role::System, s)).collect();
     }

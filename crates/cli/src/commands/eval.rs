@@ -2,10 +2,11 @@
 
 use crate::Result;
 use crate::args::EvalArgs;
-use crate::load::{self, Loaded};
+use crate::device::{Description, Device};
+use crate::load::{self, Loaded, Wants, WithEngine};
 use crate::ui;
-use ds4_engine::{Event, Generation, Limits, Sampler, Sampling};
-use ds4_text::{Mode, parse_answer};
+use ds4_engine::{Engine, Event, Generation, Limits, Sampler, Sampling};
+use ds4_text::{Mode, Tokenizer, parse_answer};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -56,17 +57,38 @@ struct Score {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> Result<ExitCode> {
-    let mut loaded = load::load(&args.model)?;
+    let file = load::open(args.model.model.as_deref())?;
+    let tokenizer = Tokenizer::from_gguf(file.metadata())?;
     let cases = cases(&args.cases)?;
+    // A token is a byte or more.
+    let context = cases.iter().map(|c| c.prompt.len() + c.max_tokens + 1).max().unwrap_or(1);
+    let job = Scoring { tokenizer, cases, verbose: args.verbose };
+    load::with_engine(&file, &args.model, Wants::session(context), job)
+}
+
+struct Scoring {
+    tokenizer: Tokenizer,
+    cases: Vec<Case>,
+    verbose: bool,
+}
+
+impl WithEngine for Scoring {
+    fn run<B: Device>(self, engine: Engine<B>, _: Description) -> Result<ExitCode> {
+        let mut loaded = Loaded::new(engine, self.tokenizer)?;
+        score(&mut loaded, &self.cases, self.verbose)
+    }
+}
+
+fn score<B: Device>(loaded: &mut Loaded<B>, cases: &[Case], verbose: bool) -> Result<ExitCode> {
     let mut scores: BTreeMap<String, Score> = BTreeMap::new();
     let bar = ui::items("cases");
     bar.set_length(cases.len() as u64);
-    for case in &cases {
+    for case in cases {
         bar.set_message(case.skill.clone());
         let start = Instant::now();
-        let output = answer(&mut loaded, case)?;
+        let output = answer(loaded, case)?;
         let right = is_right(case, &output);
-        if args.verbose {
+        if verbose {
             let tail: String =
                 case.prompt.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
             bar.suspend(|| {
@@ -115,7 +137,7 @@ fn cases(path: &Path) -> Result<Vec<Case>> {
 }
 
 /// What the model says, greedily, markers included.
-fn answer(loaded: &mut Loaded, case: &Case) -> Result<String> {
+fn answer<B: Device>(loaded: &mut Loaded<B>, case: &Case) -> Result<String> {
     let tokens = loaded.tokenizer.encode(&case.prompt, Mode::Special);
     let mut session = loaded.engine.session(tokens.len() + case.max_tokens + 1)?;
     loaded.engine.sync(&mut session, &tokens, &mut |_, _| ControlFlow::Continue(()))?;

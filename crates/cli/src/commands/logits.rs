@@ -2,8 +2,10 @@
 
 use crate::Result;
 use crate::args::{LogitsArgs, Rounding};
-use crate::load::{self, Numbers};
+use crate::device::{Description, Device};
+use crate::load::{self, Wants, WithEngine};
 use crate::ui;
+use ds4_engine::Engine;
 use ds4_model::cache::KvFormat;
 use ds4_model::{NoTap, Tap};
 use ds4_testkit::{NpyTaps, NpyWriter};
@@ -20,7 +22,28 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<ExitCode> {
     };
     let max_rows = (args.chunk as usize).min(tokens.len().max(1));
     let file = load::open(args.model.model.as_deref())?;
-    let mut engine = load::engine(&file, &args.model, Numbers { exact: args.exact, kv, max_rows })?;
+    let wants = Wants { exact: args.exact, kv, max_rows: Some(max_rows), context: tokens.len(), sessions: 1 };
+    load::with_engine(&file, &args.model, wants, Logits { args, tokens, max_rows })
+}
+
+struct Logits<'a> {
+    args: &'a LogitsArgs,
+    tokens: Vec<u32>,
+    max_rows: usize,
+}
+
+impl WithEngine for Logits<'_> {
+    fn run<B: Device>(self, engine: Engine<B>, _: Description) -> Result<ExitCode> {
+        write(self.args, engine, &self.tokens, self.max_rows)
+    }
+}
+
+fn write<B: Device>(
+    args: &LogitsArgs,
+    mut engine: Engine<B>,
+    tokens: &[u32],
+    max_rows: usize,
+) -> Result<ExitCode> {
     if args.mtp_out.is_some() && !engine.has_draft() {
         return Err("--mtp-out: the model has no draft block; name its file with --mtp FILE".into());
     }

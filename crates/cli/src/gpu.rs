@@ -1,0 +1,53 @@
+//! The GPU backend, where it is compiled in; `no_gpu.rs` stands for it elsewhere.
+
+use crate::device::{Api, Device, GpuInfo};
+pub(crate) use ds4_gpu::Gpu;
+use ds4_gpu::{DeviceInfo, Options};
+use ds4_model::{BackendError, Shape};
+use ds4_testkit::conformance::MakeBackend;
+
+fn info(device: DeviceInfo) -> GpuInfo {
+    let api = match device.api {
+        ds4_gpu::Api::Cuda => Api::Cuda,
+        ds4_gpu::Api::Vulkan => Api::Vulkan,
+        ds4_gpu::Api::Metal => Api::Metal,
+    };
+    let DeviceInfo { index, name, memory, free, software, matrix_units, .. } = device;
+    GpuInfo { api, index, name, memory, free, software, matrix_units }
+}
+
+pub(crate) fn devices() -> Vec<GpuInfo> {
+    ds4_gpu::devices().into_iter().map(info).collect()
+}
+
+pub(crate) fn open(
+    shape: &Shape,
+    chosen: &[GpuInfo],
+    exact: bool,
+    max_rows: usize,
+    kv_bytes: u64,
+) -> Result<Gpu, BackendError> {
+    let is_chosen = |d: &DeviceInfo| {
+        let d = info(d.clone());
+        chosen.iter().any(|c| c.api == d.api && c.index == d.index)
+    };
+    let devices: Vec<_> = ds4_gpu::devices().into_iter().filter(is_chosen).collect();
+    Gpu::new(shape, &devices, Options { exact, max_rows, kv_bytes })
+}
+
+impl Device for Gpu {
+    fn bandwidth(&mut self) -> Option<f64> {
+        Gpu::bandwidth(self)
+    }
+}
+
+/// Makes backends for `ds4 doctor`.
+pub(crate) struct OnGpu(pub(crate) GpuInfo);
+
+impl MakeBackend for OnGpu {
+    type Backend = Gpu;
+
+    fn make(&self, shape: &Shape, exact: bool, max_rows: usize) -> Result<Gpu, BackendError> {
+        open(shape, std::slice::from_ref(&self.0), exact, max_rows, 0)
+    }
+}

@@ -1,0 +1,211 @@
+//! Router and experts on the device.
+
+use crate::backend::Gpu;
+use crate::kernels::common::Real;
+use crate::kernels::experts::{self, Expert, RouteShape};
+use crate::kernels::matmul::{self, COLUMNS, ExpertMatmul, Tiling};
+use crate::layout::Format;
+use crate::project::rows_per_plane;
+use crate::rows::{Matrix, Routes, Rows};
+use cubecl::prelude::*;
+use ds4_model::{Choice, FeedForward};
+
+/// Rows of a tile of an expert's tokens.
+pub(crate) const TILE_ROWS: usize = 64;
+
+impl Gpu {
+    #[allow(unsafe_code)]
+    pub(crate) fn route_step(&mut self, choice: &Choice<Gpu>, logits: &Rows, routes: &mut Routes) {
+        routes.n = logits.n;
+        let nothing = &self.nothing;
+        let (bias, table, hash) = match choice {
+            Choice::Hash(table) => (&nothing[0], &table.values, true),
+            Choice::Score(bias) => (&bias.values, &nothing[0], false),
+        };
+        let s = RouteShape {
+            experts: self.shape.experts,
+            used: self.shape.experts_used,
+            stride: logits.stride,
+            hash,
+            scale: Real::new(self.shape.route_scale),
+        };
+        // SAFETY: the table's values were checked to be experts.
+        unsafe {
+            experts::route::launch_unchecked(
+                &self.client,
+                CubeCount::new_1d(logits.n as u32),
+                CubeDim::new_1d(256),
+                logits.values.arg(4),
+                bias.arg(4),
+                table.arg(4),
+                self.plan.arg(4),
+                routes.ids.arg(4),
+                routes.weights.arg(4),
+                s,
+            );
+        }
+    }
+
+    fn expert(&self, matrices: &[&Matrix], clamp: f32, rows: usize, y: &Rows) -> Expert {
+        let hidden = &self.scratch.hidden;
+        let units = matrices.iter().map(|m| m.units()).min().unwrap_or(1);
+        Expert {
+            hidden: self.shape.expert_width,
+            width: self.shape.width,
+            used: self.shape.experts_used,
+            hidden_stride: hidden.stride,
+            stride: y.stride,
+            clamp: Real::new(clamp),
+            per_plane: rows_per_plane(units, self.abilities.plane, 4, rows),
+            tables: matrices.iter().any(|m| m.format == Format::Iq2),
+        }
+    }
+
+    /// `y = shared(x) + sum over chosen experts, ascending, of their weighted outputs`.
+    #[allow(unsafe_code)]
+    pub(crate) fn experts_step(&mut self, ffn: &FeedForward<Gpu>, x: &Rows, routes: &Routes, y: &mut Rows) {
+        let n = x.n;
+        if let Some(tiling) = self.tiling(n, TILE_ROWS, 2) {
+            self.experts_of_many(ffn, x, routes, y, tiling);
+            return;
+        }
+        let (gate, up, shared) = (&ffn.gate.all, &ffn.up.all, &ffn.shared);
+        let int8 = [gate, up, &shared.gate, &shared.up].iter().any(|m| m.format.int8());
+        if int8 && !x.quantized {
+            self.quantize(x, n);
+        }
+        y.take(n, self.shape.width);
+        let used = self.shape.experts_used;
+        for (gate, up, pairs, is_shared) in
+            [(&shared.gate, &shared.up, n, true), (gate, up, n * used, false)]
+        {
+            let s = self.expert(&[gate, up], ffn.clamp, self.shape.expert_width, y);
+            // SAFETY: routes are experts; hidden has a row for every pair.
+            unsafe {
+                experts::hidden::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(self.plane_cubes(s.hidden, s.per_plane), pairs as u32),
+                    self.plane_dim(),
+                    x.input(),
+                    gate.arg(),
+                    up.arg(),
+                    routes.ids.arg(4),
+                    routes.weights.arg(4),
+                    self.words.arg(8),
+                    self.scratch.hidden.values.arg(4),
+                    s,
+                    is_shared,
+                );
+            }
+        }
+        let (down, shared_down) = (&ffn.down.all, &shared.down);
+        if down.format.int8() || shared_down.format.int8() {
+            self.quantize(&self.scratch.hidden, n * (used + 1));
+        }
+        let s = self.expert(&[down, shared_down], ffn.clamp, self.shape.width, y);
+        // SAFETY: as above; `y` has a row for every row.
+        unsafe {
+            experts::down::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d(self.plane_cubes(s.width, s.per_plane), n as u32),
+                self.plane_dim(),
+                self.scratch.hidden.input(),
+                down.arg(),
+                shared_down.arg(),
+                routes.ids.arg(4),
+                self.words.arg(8),
+                y.values.arg(4),
+                s,
+            );
+        }
+    }
+
+    /// The same with many rows: tokens grouped by expert, on the matrix units.
+    #[allow(unsafe_code)]
+    fn experts_of_many(
+        &mut self,
+        ffn: &FeedForward<Gpu>,
+        x: &Rows,
+        routes: &Routes,
+        y: &mut Rows,
+        tiling: Tiling,
+    ) {
+        let (n, used, experts) = (x.n, self.shape.experts_used, self.shape.experts);
+        let Some(grouped) = &self.scratch.grouped else { return };
+        y.take(n, self.shape.width);
+        let most = n * used / TILE_ROWS + experts.min(n * used);
+        let dim = CubeDim::new_1d(matmul::UNITS as u32);
+        let shape = |shared: bool, x_stride: usize, columns: usize, stride: usize| ExpertMatmul {
+            tiling,
+            shared,
+            used,
+            x_stride,
+            columns,
+            stride,
+            clamp: Real::new(ffn.clamp),
+        };
+        let hidden = &self.scratch.hidden;
+        let (words, shared) = (&self.half_words, &ffn.shared);
+        let tiles = |is_shared: bool| if is_shared { n.div_ceil(TILE_ROWS) } else { most } as u32;
+        // SAFETY: routes are experts; every buffer has a row for every pair, and room for `most` tiles.
+        unsafe {
+            matmul::sort_pairs::launch_unchecked(
+                &self.client,
+                CubeCount::new_single(),
+                CubeDim::new_1d(256),
+                routes.ids.arg(4),
+                grouped.sorted.arg(4),
+                grouped.tiles.arg(4),
+                (n * used) as u32,
+                experts,
+                TILE_ROWS as u32,
+            );
+            for (gate, up, is_shared) in
+                [(&shared.gate, &shared.up, true), (&ffn.gate.all, &ffn.up.all, false)]
+            {
+                let s = shape(is_shared, x.stride, self.shape.expert_width, hidden.stride);
+                matmul::hidden_matmul::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(s.columns.div_ceil(COLUMNS / 2) as u32, tiles(is_shared)),
+                    dim,
+                    x.values.arg(16),
+                    gate.arg(),
+                    up.arg(),
+                    words.arg(16),
+                    grouped.sorted.arg(4),
+                    grouped.tiles.arg(4),
+                    routes.weights.arg(4),
+                    hidden.values.arg(4),
+                    n as u32,
+                    s,
+                );
+            }
+            for (down, is_shared) in [(&shared.down, true), (&ffn.down.all, false)] {
+                let s = shape(is_shared, hidden.stride, self.shape.width, y.stride);
+                matmul::down_matmul::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(s.columns.div_ceil(COLUMNS) as u32, tiles(is_shared)),
+                    dim,
+                    hidden.values.arg(16),
+                    down.arg(),
+                    words.arg(16),
+                    grouped.sorted.arg(4),
+                    grouped.tiles.arg(4),
+                    grouped.parts.arg(4),
+                    n as u32,
+                    s,
+                );
+            }
+            matmul::combine::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d((self.shape.width / 4).div_ceil(128) as u32, n as u32),
+                CubeDim::new_1d(128),
+                grouped.parts.arg(16),
+                y.values.arg(16),
+                used,
+                self.shape.width,
+                y.stride,
+            );
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Embedding, norms and hyper-connections on the device.
+
+use crate::backend::Gpu;
+use crate::kernels::common::Real;
+use crate::kernels::hyper::{self, Hyper};
+use crate::layout::Format;
+use crate::rows::{Matrix, Rows, Vector};
+use cubecl::prelude::*;
+use ds4_model::{HeadMix, HyperConnection, Mtp, Shape};
+use half::f16;
+
+/// Units of a cube where a row is a cube.
+pub(crate) const UNITS: u32 = 256;
+
+/// What the hyper-connection kernels are specialised by.
+pub(crate) fn hyper(shape: &Shape, controls: usize, input: usize) -> Hyper {
+    Hyper {
+        n: shape.streams,
+        d: shape.width,
+        stride: shape.streams_width().next_multiple_of(64),
+        y_stride: shape.width.next_multiple_of(64),
+        mix_stride: (shape.streams + shape.streams * shape.streams).next_multiple_of(64),
+        controls,
+        input,
+        part: 64,
+        sinkhorn: shape.sinkhorn,
+        norm_eps: Real::new(shape.norm_eps),
+        eps: Real::new(shape.hc_eps),
+    }
+}
+
+/// Cubes for `units` units along x.
+pub(crate) fn cubes(units: usize, per_cube: u32) -> u32 {
+    (units as u32).div_ceil(per_cube)
+}
+
+impl Gpu {
+    /// Rows of embeddings of the pass's tokens, each repeated `copies` times.
+    #[allow(unsafe_code)]
+    pub(crate) fn embed_step(&mut self, table: &Matrix, out: &mut Rows, copies: usize) {
+        let (n, d, stride) = (self.current.n, self.shape.width, out.stride);
+        out.take(n, copies * d);
+        let count = CubeCount::new_2d(cubes(d / 4, 128), n as u32);
+        let (dim, client) = (CubeDim::new_1d(128), &self.client);
+        let (plan, values) = (self.plan.arg(4), out.values.arg(16));
+        let padded = table.format.padded(table.input);
+        // SAFETY: rows are of `stride` values, and every token is below the rows of the table (checked when the
+        // plan was made).
+        unsafe {
+            match table.format {
+                Format::F16 => hyper::embed::launch_unchecked::<f16>(
+                    client, count, dim, table.quants.arg(8), plan, values, d, copies, stride, padded,
+                ),
+                Format::Q8 => hyper::embed_q8::launch_unchecked(
+                    client, count, dim, table.quants.arg(4), table.scales.arg(2), plan, values, d, copies, stride,
+                ),
+                _ => hyper::embed::launch_unchecked::<f32>(
+                    client, count, dim, table.quants.arg(16), plan, values, d, copies, stride, padded,
+                ),
+            }
+        }
+    }
+
+    /// Joins `y` into the streams (if given), and computes their products with a control matrix (if given).
+    #[allow(unsafe_code)]
+    fn control(&self, n: usize, streams: &Rows, join: Option<(&Rows, &Rows)>, matrix: Option<&Matrix>) -> Hyper {
+        let controls = matrix.map_or(0, |m| m.rows);
+        let s = hyper(&self.shape, controls, matrix.map_or(0, |m| m.format.padded(m.input)));
+        let nothing = &self.nothing;
+        let (y, mix) = join.map_or((&nothing[0], &nothing[1]), |(y, mix)| (&y.values, &mix.values));
+        let half = matrix.is_some_and(|m| m.format == Format::F16);
+        let weights = matrix.map_or(nothing[0].arg(8), |m| m.quants.arg(if half { 4 } else { 8 }));
+        let count = CubeCount::new_2d(s.parts() as u32, n as u32);
+        let (dim, client) = (CubeDim::new_1d(128), &self.client);
+        let (streams, y, mix, partial) =
+            (streams.values.arg(4), y.arg(4), mix.arg(4), self.scratch.partial.arg(4));
+        let (join, project) = (join.is_some(), matrix.is_some());
+        // SAFETY: sizes are those of the shape; `partial` was allocated for the larger number of controls.
+        unsafe {
+            if half {
+                hyper::hc_control::launch_unchecked::<f16>(
+                    client, count, dim, streams, y, mix, weights, partial, s, join, project,
+                );
+            } else {
+                hyper::hc_control::launch_unchecked::<f32>(
+                    client, count, dim, streams, y, mix, weights, partial, s, join, project,
+                );
+            }
+        }
+        s
+    }
+
+    #[allow(unsafe_code)]
+    pub(crate) fn hc_split_step(
+        &mut self,
+        hc: &HyperConnection<Gpu>,
+        norm: &Vector,
+        streams: &Rows,
+        x: &mut Rows,
+        mix: &mut Rows,
+    ) {
+        let n = self.current.n;
+        let s = self.control(n, streams, None, Some(&hc.mix));
+        mix.take(n, mix.width);
+        let out = x.output(n, !self.options.exact);
+        // SAFETY: sizes are those of the shape.
+        unsafe {
+            hyper::hc_mix::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d(n as u32, 2),
+                CubeDim::new_1d(UNITS),
+                streams.values.arg(16),
+                self.scratch.partial.arg(4),
+                hc.affine.values.arg(4),
+                norm.values.arg(16),
+                out,
+                mix.values.arg(4),
+                s,
+            );
+        }
+    }
+
+    pub(crate) fn hc_join_step(&mut self, y: &Rows, mix: &Rows, streams: &mut Rows) {
+        self.control(self.current.n, streams, Some((y, mix)), None);
+    }
+
+    #[allow(unsafe_code)]
+    pub(crate) fn hc_head_step(&mut self, head: &HeadMix<Gpu>, streams: &Rows, z: &mut Rows) {
+        let n = streams.n;
+        let s = self.control(n, streams, None, Some(&head.mix));
+        z.take(n, self.shape.width);
+        // SAFETY: sizes are those of the shape.
+        unsafe {
+            hyper::hc_head::launch_unchecked(
+                &self.client,
+                CubeCount::new_1d(n as u32),
+                CubeDim::new_1d(UNITS),
+                streams.values.arg(16),
+                self.scratch.partial.arg(4),
+                head.affine.values.arg(4),
+                z.values.arg(16),
+                s,
+                z.stride,
+            );
+        }
+    }
+
+    #[allow(unsafe_code)]
+    pub(crate) fn norm_step(&mut self, weight: &Vector, x: &Rows, out: &mut Rows) {
+        let (n, width, stride) = (x.n, x.width, x.stride);
+        let eps = Real::new(self.shape.norm_eps);
+        let out = out.output(n, !self.options.exact);
+        // SAFETY: both have `n` rows of `width` values.
+        unsafe {
+            hyper::norm::launch_unchecked(
+                &self.client,
+                CubeCount::new_1d(n as u32),
+                CubeDim::new_1d(UNITS),
+                x.values.arg(16),
+                weight.values.arg(16),
+                out,
+                width,
+                stride,
+                eps,
+            );
+        }
+    }
+
+    #[allow(unsafe_code)]
+    pub(crate) fn gather_step(&mut self, from: &Rows, rows: &[usize], to: &mut Rows) {
+        let outputs = &self.current.outputs;
+        let first = outputs.windows(rows.len().max(1)).position(|w| w == rows).unwrap_or(0);
+        to.take(rows.len(), from.width);
+        let first = 4 * self.options.max_rows + first;
+        // SAFETY: the plan lists rows of the pass.
+        unsafe {
+            hyper::gather::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d(cubes(from.width / 4, 128), rows.len() as u32),
+                CubeDim::new_1d(128),
+                from.values.arg(16),
+                self.plan.arg(4),
+                to.values.arg(16),
+                first as u32,
+                from.width / 4,
+                from.stride,
+                to.stride,
+            );
+        }
+    }
+
+    /// Makes the int8 form of rows that lack it.
+    #[allow(unsafe_code)]
+    pub(crate) fn quantize(&self, x: &Rows, n: usize) {
+        // SAFETY: whole rows.
+        unsafe {
+            hyper::quantize::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d(cubes(x.stride / 4, UNITS), n as u32),
+                CubeDim::new_1d(UNITS),
+                x.refill(),
+            );
+        }
+    }
+
+    #[allow(unsafe_code)]
+    pub(crate) fn draft_input_step(&mut self, mtp: &Mtp<Gpu>, table: &Matrix, streams: &mut Rows) {
+        let (n, d, copies) = (self.current.n, self.shape.width, self.shape.streams);
+        let rows = self.options.max_rows;
+        let draft = self.scratch.draft.take();
+        let mut draft = draft.unwrap_or_else(|| {
+            let new = |n| Rows::new(&self.client, n, d, true);
+            Box::new([new(rows), new(rows), new(rows), new(rows * copies), new(rows * copies)])
+        });
+        let [raw, normed, e, stream, h] = &mut *draft;
+        self.embed_step(table, raw, 1);
+        self.norm_step(&mtp.e_norm, raw, normed);
+        self.project_step(normed, &mut [(&mtp.e_proj, e)]);
+        // Each stream of each row is a row of its own here.
+        let (eps, out) = (Real::new(self.shape.norm_eps), stream.output(n * copies, !self.options.exact));
+        // SAFETY: streams lie side by side where the width is that of the stride.
+        unsafe {
+            hyper::norm::launch_unchecked(
+                &self.client,
+                CubeCount::new_1d((n * copies) as u32),
+                CubeDim::new_1d(UNITS),
+                streams.values.arg(16),
+                mtp.h_norm.values.arg(16),
+                out,
+                d,
+                d,
+                eps,
+            );
+        }
+        self.project_step(stream, &mut [(&mtp.h_proj, h)]);
+        let s = hyper(&self.shape, 0, 0);
+        streams.take(n, copies * d);
+        // SAFETY: sizes are those of the shape.
+        unsafe {
+            hyper::add_embedding::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d(cubes(d / 4, 128), n as u32),
+                CubeDim::new_1d(128),
+                h.values.arg(16),
+                e.values.arg(16),
+                streams.values.arg(16),
+                s,
+                h.stride,
+            );
+        }
+        self.scratch.draft = Some(draft);
+    }
+}

@@ -1,0 +1,370 @@
+//! Dot products of stored weight rows with activations: one function per format, each a plane's share.
+//!
+//! Lane `l` of a plane takes units `l, l + PLANE_DIM, ...` of a row, so that a plane reads consecutive
+//! 16-byte vectors; the caller sums over the plane. A unit is one such vector of quants:
+//!
+//! | format | weights a unit | activations | bytes of a row besides quants |
+//! |---|---:|---|---|
+//! | F32 | 4 | f32 | |
+//! | F16 | 8 | f32 | |
+//! | Q8_0 | 16 | int8 per 32 | f16 scale per 32 |
+//! | IQ2_XXS | 64 | int8 per 32 | f16 scale per 256 |
+//! | Q2_K | 64 | int8 per 32 | f16 scale and minimum per 256, 16 nibble pairs |
+//! | Q4_K | 32 | int8 per 32 | f16 scale and minimum per 256, 8 scales and 8 minima of a byte |
+//!
+//! The order of every sum depends on the row alone, never on how many rows of activations there are.
+
+use super::tables::Tables;
+use crate::layout::Format;
+use cubecl::prelude::*;
+use half::f16;
+
+/// Four words: 16 bytes, the widest load.
+pub type Quad = Vector<u32, Const<4>>;
+/// Eight halves: 16 bytes too.
+pub type Eight = Vector<f16, Const<8>>;
+/// Four floats.
+pub type Four = Vector<f32, Const<4>>;
+
+/// A matrix on the device, see [`crate::layout`].
+#[derive(CubeType, CubeLaunch)]
+pub struct Weights {
+    /// Quants or f32 values; absent where there are halves.
+    pub quants: Sequence<Box<[Quad]>>,
+    /// f16 values: of their own type, since not every compiler reinterprets words as halves.
+    pub halves: Sequence<Box<[Eight]>>,
+    /// Scales, if the format has any: a kernel binds no buffer that it does not need.
+    pub scales: Sequence<Box<[f16]>>,
+    /// Scales within blocks, bytes in words, if the format has any.
+    pub sub: Sequence<Box<[u32]>>,
+    /// How they are stored.
+    #[cube(comptime)]
+    pub format: Format,
+    /// Values of a row, padded to whole units.
+    #[cube(comptime)]
+    pub input: usize,
+}
+
+/// Activations, in all forms that products want.
+#[derive(CubeType, CubeLaunch)]
+pub struct Input {
+    /// `[n, stride]`.
+    pub values: Box<[Four]>,
+    /// The same, int8.
+    pub quants: Box<[Quad]>,
+    /// Its scales `[n, stride / 32]`.
+    pub scales: Box<[f32]>,
+    /// Sums of each 16 quants, times the scale `[n, stride / 16]`.
+    pub sums: Box<[f32]>,
+    /// Values from row to row.
+    #[cube(comptime)]
+    pub stride: usize,
+}
+
+/// The same buffers, to be written.
+#[derive(CubeType, CubeLaunch)]
+pub struct Output {
+    /// `[n, stride]`.
+    pub values: Box<[Four]>,
+    /// The same, int8, four a word.
+    pub words: Box<[u32]>,
+    /// Its scales `[n, stride / 32]`.
+    pub scales: Box<[f32]>,
+    /// Sums of each 16 quants, times the scale `[n, stride / 16]`.
+    pub sums: Box<[f32]>,
+    /// Values from row to row.
+    #[cube(comptime)]
+    pub stride: usize,
+    /// Whether the int8 form is wanted.
+    #[cube(comptime)]
+    pub quantize: bool,
+}
+
+/// Adds to `acc[row * columns + column]` this lane's share of the products of `rows` rows of `w`, from `first`
+/// on, with `columns` rows of `x`: column `c` is row `index[c]`, from value `offset` on.
+#[cube]
+pub fn dot_rows(
+    w: &Weights,
+    x: &Input,
+    tables: &Tables,
+    first: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    let per_unit = comptime!(w.format.unit());
+    let units = comptime!(w.input / per_unit);
+    let mut u = UNIT_POS_PLANE as usize;
+    while u < units {
+        match comptime!(w.format) {
+            Format::F32 => unit_f32(w, x, first, u, index, offset, acc, rows, columns),
+            Format::F16 => unit_f16(w, x, first, u, index, offset, acc, rows, columns),
+            Format::Q8 => unit_q8(w, x, first, u, index, offset, acc, rows, columns),
+            Format::Iq2 => unit_iq2(w, x, tables, first, u, index, offset, acc, rows, columns),
+            Format::Q2K => unit_q2k(w, x, first, u, index, offset, acc, rows, columns),
+            Format::Q4K => unit_q4k(w, x, first, u, index, offset, acc, rows, columns),
+        }
+        u += PLANE_DIM as usize;
+    }
+}
+
+/// Sum of the products of four pairs.
+#[cube]
+pub fn dot_four(a: Four, b: Four) -> f32 {
+    let p = a * b;
+    (p.extract(0usize) + p.extract(1usize)) + (p.extract(2usize) + p.extract(3usize))
+}
+
+#[cube]
+fn unit_f32(
+    w: &Weights,
+    x: &Input,
+    first: usize,
+    u: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    let units = comptime!(w.input / 4);
+    #[unroll]
+    for r in 0..rows {
+        let q = Vector::<f32, Const<4>>::reinterpret(w.quants.index(0usize)[(first + r) * units + u]);
+        #[unroll]
+        for c in 0..columns {
+            let v = x.values[index[c] as usize * comptime!(x.stride / 4) + offset / 4 + u];
+            acc[comptime!(r * columns + c)] += dot_four(q, v);
+        }
+    }
+}
+
+#[cube]
+fn unit_f16(
+    w: &Weights,
+    x: &Input,
+    first: usize,
+    u: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    let units = comptime!(w.input / 8);
+    let mut lo = Array::<Four>::new(rows);
+    let mut hi = Array::<Four>::new(rows);
+    #[unroll]
+    for r in 0..rows {
+        let q = Vector::<f32, Const<8>>::cast_from(w.halves.index(0usize)[(first + r) * units + u]);
+        let mut l = Four::empty();
+        let mut h = Four::empty();
+        #[unroll]
+        for i in 0..4usize {
+            l.insert(i, q.extract(i));
+            h.insert(i, q.extract(comptime!(i + 4)));
+        }
+        lo[r] = l;
+        hi[r] = h;
+    }
+    #[unroll]
+    for c in 0..columns {
+        let at = index[c] as usize * comptime!(x.stride / 4) + offset / 4 + 2 * u;
+        let (a, b) = (x.values[at], x.values[at + 1]);
+        #[unroll]
+        for r in 0..rows {
+            acc[comptime!(r * columns + c)] += dot_four(lo[r], a) + dot_four(hi[r], b);
+        }
+    }
+}
+
+/// Sum of the products of 16 pairs of int8.
+#[cube]
+pub fn dot_bytes(a: Quad, b: Quad) -> i32 {
+    let mut sum = 0i32;
+    #[unroll]
+    for i in 0..4usize {
+        sum = dp4a(i32::reinterpret(a.extract(i)), i32::reinterpret(b.extract(i)), sum);
+    }
+    sum
+}
+
+#[cube]
+fn unit_q8(
+    w: &Weights,
+    x: &Input,
+    first: usize,
+    u: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    let units = comptime!(w.input / 16);
+    let mut quants = Array::<Quad>::new(rows);
+    let mut scales = Array::<f32>::new(rows);
+    #[unroll]
+    for r in 0..rows {
+        quants[r] = w.quants.index(0usize)[(first + r) * units + u];
+        scales[r] = f32::cast_from(w.scales.index(0usize)[(first + r) * comptime!(units / 2) + u / 2]);
+    }
+    #[unroll]
+    for c in 0..columns {
+        let row = index[c] as usize;
+        let q = x.quants[row * comptime!(x.stride / 16) + offset / 16 + u];
+        let d = x.scales[row * comptime!(x.stride / 32) + offset / 32 + u / 2];
+        #[unroll]
+        for r in 0..rows {
+            acc[comptime!(r * columns + c)] += scales[r] * d * f32::cast_from(dot_bytes(quants[r], q));
+        }
+    }
+}
+
+/// Eight signed bytes of a code: magnitudes from the grid, seven stored signs.
+#[cube]
+fn signed(tables: &Tables, code: u32, signs: u32) -> Vector<u32, Const<2>> {
+    let magnitude = tables.grid[code as usize];
+    let mask = tables.signs[signs as usize];
+    let ones = Vector::<u32, Const<2>>::new(0x0101_0101u32);
+    // Two's complement of each byte: no carry crosses bytes, since no magnitude is zero.
+    (magnitude ^ mask) + (mask & ones)
+}
+
+#[cube]
+fn unit_iq2(
+    w: &Weights,
+    x: &Input,
+    tables: &Tables,
+    first: usize,
+    u: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    let units = comptime!(w.input / 64);
+    #[unroll]
+    for r in 0..rows {
+        let quad = w.quants.index(0usize)[(first + r) * units + u];
+        let scale = f32::cast_from(w.scales.index(0usize)[(first + r) * comptime!(units / 4) + u / 4]) * 0.125f32;
+        // Two groups of 32 weights: four codes, then signs and a scale.
+        #[unroll]
+        for g in 0..2usize {
+            let codes = quad.extract(comptime!(2 * g));
+            let aux = quad.extract(comptime!(2 * g + 1));
+            let unit = scale * f32::cast_from(2 * (aux >> 28) + 1);
+            let mut lo = Quad::empty();
+            let mut hi = Quad::empty();
+            #[unroll]
+            for v in 0..2usize {
+                let a = signed(tables, (codes >> comptime!(8 * v as u32)) & 255, (aux >> comptime!(7 * v as u32)) & 127);
+                let b = signed(
+                    tables,
+                    (codes >> comptime!(16 + 8 * v as u32)) & 255,
+                    (aux >> comptime!(14 + 7 * v as u32)) & 127,
+                );
+                lo.insert(comptime!(2 * v), a.extract(0usize));
+                lo.insert(comptime!(2 * v + 1), a.extract(1usize));
+                hi.insert(comptime!(2 * v), b.extract(0usize));
+                hi.insert(comptime!(2 * v + 1), b.extract(1usize));
+            }
+            #[unroll]
+            for c in 0..columns {
+                let row = index[c] as usize;
+                let at = row * comptime!(x.stride / 16) + offset / 16 + 4 * u + 2 * g;
+                let d = x.scales[row * comptime!(x.stride / 32) + offset / 32 + 2 * u + g];
+                let sum = dot_bytes(lo, x.quants[at]) + dot_bytes(hi, x.quants[at + 1]);
+                acc[comptime!(r * columns + c)] += unit * d * f32::cast_from(sum);
+            }
+        }
+    }
+}
+
+#[cube]
+fn unit_q2k(
+    w: &Weights,
+    x: &Input,
+    first: usize,
+    u: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    let units = comptime!(w.input / 64);
+    // Unit of a block: half `u / 2 % 2`, lanes `16 * (u % 2) ..` of its four planes of 32.
+    let (block, half, part) = (u / 4, u / 2 % 2, u % 2);
+    #[unroll]
+    for r in 0..rows {
+        let quad = w.quants.index(0usize)[(first + r) * units + u];
+        let at = (first + r) * comptime!(units / 4) + block;
+        let d = f32::cast_from(w.scales.index(0usize)[2 * at]);
+        let min = f32::cast_from(w.scales.index(0usize)[2 * at + 1]);
+        // Sub-block of plane j: 8 * half + 2 * j + part.
+        let s0 = w.sub.index(0usize)[4 * at + 2 * half] >> (8 * part as u32);
+        let s1 = w.sub.index(0usize)[4 * at + 2 * half + 1] >> (8 * part as u32);
+        #[unroll]
+        for j in 0..4usize {
+            let q = (quad >> Quad::new(comptime!(2 * j as u32))) & Quad::new(0x0303_0303u32);
+            let s = if comptime!(j < 2) { s0 } else { s1 } >> comptime!(16 * (j as u32 % 2));
+            let scale = d * f32::cast_from(s & 15);
+            let low = min * f32::cast_from((s >> 4) & 15);
+            #[unroll]
+            for c in 0..columns {
+                let row = index[c] as usize;
+                let base = offset + 256 * block + 128 * half + comptime!(32 * j) + 16 * part;
+                let q8 = x.quants[row * comptime!(x.stride / 16) + base / 16];
+                let dx = x.scales[row * comptime!(x.stride / 32) + base / 32];
+                let sum = x.sums[row * comptime!(x.stride / 16) + base / 16];
+                acc[comptime!(r * columns + c)] += scale * dx * f32::cast_from(dot_bytes(q, q8)) - low * sum;
+            }
+        }
+    }
+}
+
+#[cube]
+fn unit_q4k(
+    w: &Weights,
+    x: &Input,
+    first: usize,
+    u: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    let units = comptime!(w.input / 32);
+    // Unit of a block: groups `2 * pair` (low nibbles) and `2 * pair + 1`, lanes `16 * part ..` of each.
+    let (block, pair, part) = (u / 8, u / 2 % 4, u % 2);
+    #[unroll]
+    for r in 0..rows {
+        let quad = w.quants.index(0usize)[(first + r) * units + u];
+        let at = (first + r) * comptime!(units / 8) + block;
+        let d = f32::cast_from(w.scales.index(0usize)[2 * at]);
+        let min = f32::cast_from(w.scales.index(0usize)[2 * at + 1]);
+        let shift = (16 * (pair % 2)) as u32;
+        let s = w.sub.index(0usize)[4 * at + pair / 2] >> shift;
+        let m = w.sub.index(0usize)[4 * at + 2 + pair / 2] >> shift;
+        #[unroll]
+        for j in 0..2usize {
+            let q = (quad >> Quad::new(comptime!(4 * j as u32))) & Quad::new(0x0f0f_0f0fu32);
+            let scale = d * f32::cast_from((s >> comptime!(8 * j as u32)) & 255);
+            let low = min * f32::cast_from((m >> comptime!(8 * j as u32)) & 255);
+            #[unroll]
+            for c in 0..columns {
+                let row = index[c] as usize;
+                let base = offset + 256 * block + 64 * pair + comptime!(32 * j) + 16 * part;
+                let q8 = x.quants[row * comptime!(x.stride / 16) + base / 16];
+                let dx = x.scales[row * comptime!(x.stride / 32) + base / 32];
+                let sum = x.sums[row * comptime!(x.stride / 16) + base / 16];
+                acc[comptime!(r * columns + c)] += scale * dx * f32::cast_from(dot_bytes(q, q8)) - low * sum;
+            }
+        }
+    }
+}

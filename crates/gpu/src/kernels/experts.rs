@@ -1,0 +1,230 @@
+//! Router, routed experts and the shared expert, for few rows (A.8).
+
+use super::common::{Real, sigmoid};
+use super::dot::{Input, Weights, dot_rows};
+use super::tables::Tables;
+use cubecl::prelude::*;
+
+/// Units of a cube that routes a row.
+pub const ROUTE_UNITS: usize = 256;
+
+/// What routing is specialised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RouteShape {
+    /// Experts.
+    pub experts: usize,
+    /// Experts of a token.
+    pub used: usize,
+    /// Values from row to row of the logits.
+    pub stride: usize,
+    /// Whether a table by token chooses, else score plus bias.
+    pub hash: bool,
+    /// Scale of the weights.
+    pub scale: Real,
+}
+
+#[cube]
+fn softplus(z: f32) -> f32 {
+    select(z > 20.0f32, z, f32::log1p(f32::exp(f32::min(z, 20.0f32))))
+}
+
+/// Chooses experts from the router's logits, or by token id, ascending, and weighs them. A cube a row.
+#[cube(launch_unchecked)]
+pub fn route(
+    logits: &[f32],
+    bias: &[f32],
+    table: &[i32],
+    plan: &[u32],
+    ids: &mut [u32],
+    weights: &mut [f32],
+    #[comptime] s: RouteShape,
+) {
+    let row = CUBE_POS_X as usize;
+    let (experts, used) = (comptime!(s.experts), comptime!(s.used));
+    let mut p = Shared::<[f32]>::new_slice(experts);
+    let mut order = Shared::<[f32]>::new_slice(experts);
+    let mut chosen = Shared::<[u32]>::new_slice(experts);
+    #[unroll]
+    for step in 0..comptime!(s.experts.div_ceil(ROUTE_UNITS)) {
+        let e = UNIT_POS as usize + comptime!(step * ROUTE_UNITS);
+        if e < experts {
+            let v = f32::sqrt(softplus(logits[row * comptime!(s.stride) + e]));
+            p[e] = v;
+            chosen[e] = 0u32;
+            if comptime!(!s.hash) {
+                order[e] = v + bias[e];
+            }
+        }
+    }
+    sync_cube();
+    if comptime!(s.hash) {
+        let token = plan[4 * row] as usize;
+        let mut k = UNIT_POS as usize;
+        while k < used {
+            chosen[table[token * used + k] as usize] = 1u32;
+            k += CUBE_DIM as usize;
+        }
+    } else {
+        #[unroll]
+        for step in 0..comptime!(s.experts.div_ceil(ROUTE_UNITS)) {
+            let e = UNIT_POS as usize + comptime!(step * ROUTE_UNITS);
+            if e < experts {
+                let own = order[e];
+                let mut better = 0u32;
+                for j in 0..experts {
+                    let other = order[j];
+                    let first = other > own || (other == own && j < e);
+                    better += select(first, 1u32, 0u32);
+                }
+                chosen[e] = select(better < comptime!(s.used as u32), 1u32, 0u32);
+            }
+        }
+    }
+    sync_cube();
+    // Place among the chosen, and the sum of their scores in that order.
+    #[unroll]
+    for step in 0..comptime!(s.experts.div_ceil(ROUTE_UNITS)) {
+        let e = UNIT_POS as usize + comptime!(step * ROUTE_UNITS);
+        if e < experts {
+            if chosen[e] == 1 {
+                let mut place = 0u32;
+                let mut sum = 0.0f32;
+                for j in 0..experts {
+                    let taken = chosen[j] == 1;
+                    sum += select(taken, p[j], 0.0f32);
+                    place += select(taken && j < e, 1u32, 0u32);
+                }
+                if place < comptime!(s.used as u32) {
+                    ids[row * used + place as usize] = e as u32;
+                    let scale = comptime!(s.scale.get()) / f32::max(sum, 1.175_494_4e-38f32);
+                    weights[row * used + place as usize] = p[e] * scale;
+                }
+            }
+        }
+    }
+}
+
+/// `silu(min(gate, clamp)) * clip(up, -clamp, clamp)`.
+#[cube]
+pub fn swiglu(gate: f32, up: f32, #[comptime] clamp: Real) -> f32 {
+    let limit = comptime!(clamp.get());
+    let g = f32::min(gate, limit);
+    g * sigmoid(g) * f32::min(f32::max(up, -limit), limit)
+}
+
+/// What the experts' kernels are specialised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Expert {
+    /// Hidden width.
+    pub hidden: usize,
+    /// Model width.
+    pub width: usize,
+    /// Experts of a token.
+    pub used: usize,
+    /// Values from row to row of the hidden activations.
+    pub hidden_stride: usize,
+    /// Values from row to row of the output.
+    pub stride: usize,
+    /// SwiGLU clamp.
+    pub clamp: Real,
+    /// Rows that a plane takes at once.
+    pub per_plane: usize,
+    /// Whether the kernel needs the tables of IQ2_XXS.
+    pub tables: bool,
+}
+
+/// Weighted hidden activations of one (row, expert) pair along y: `hidden [n * (used + 1), I]`, the shared
+/// expert's last of each row.
+#[cube(launch_unchecked)]
+pub fn hidden(
+    x: &Input,
+    gate: &Weights,
+    up: &Weights,
+    ids: &[u32],
+    weights: &[f32],
+    words: &[Vector<u32, Const<2>>],
+    out: &mut [f32],
+    #[comptime] s: Expert,
+    #[comptime] shared: bool,
+) {
+    let tables = Tables::load(words, s.tables);
+    let per_plane = comptime!(s.per_plane);
+    let pair = CUBE_POS_Y as usize;
+    let first = (CUBE_POS_X * (CUBE_DIM / PLANE_DIM) + PLANE_POS) as usize * per_plane;
+    if first < comptime!(s.hidden) {
+        let first = first.min(comptime!(s.hidden - s.per_plane));
+        let mut row = pair;
+        let mut expert = 0usize;
+        let mut weight = 1.0f32;
+        let mut place = pair * comptime!(s.used + 1) + comptime!(s.used);
+        if comptime!(!shared) {
+            row = pair / comptime!(s.used);
+            expert = ids[pair] as usize;
+            weight = weights[pair];
+            place = row * comptime!(s.used + 1) + pair % comptime!(s.used);
+        }
+        let mut index = Array::<u32>::new(1usize);
+        index[0] = row as u32;
+        let mut gates = Array::<f32>::new(per_plane);
+        let mut ups = Array::<f32>::new(per_plane);
+        #[unroll]
+        for r in 0..per_plane {
+            gates[r] = 0.0f32;
+            ups[r] = 0.0f32;
+        }
+        let from = expert * comptime!(s.hidden) + first;
+        dot_rows(gate, x, &tables, from, &index, 0usize, &mut gates, per_plane, 1usize);
+        dot_rows(up, x, &tables, from, &index, 0usize, &mut ups, per_plane, 1usize);
+        #[unroll]
+        for r in 0..per_plane {
+            let g = plane_sum(gates[r]);
+            let u = plane_sum(ups[r]);
+            if UNIT_POS_PLANE == 0 {
+                out[place * comptime!(s.hidden_stride) + first + r] = swiglu(g, u, s.clamp) * weight;
+            }
+        }
+    }
+}
+
+/// `y = shared + routed experts, ascending`; a row of the pass along y.
+#[cube(launch_unchecked)]
+pub fn down(
+    hidden: &Input,
+    routed: &Weights,
+    shared: &Weights,
+    ids: &[u32],
+    words: &[Vector<u32, Const<2>>],
+    out: &mut [f32],
+    #[comptime] s: Expert,
+) {
+    let tables = Tables::load(words, s.tables);
+    let per_plane = comptime!(s.per_plane);
+    let row = CUBE_POS_Y as usize;
+    let first = (CUBE_POS_X * (CUBE_DIM / PLANE_DIM) + PLANE_POS) as usize * per_plane;
+    if first < comptime!(s.width) {
+        let first = first.min(comptime!(s.width - s.per_plane));
+        let mut index = Array::<u32>::new(1usize);
+        let mut acc = Array::<f32>::new(per_plane);
+        #[unroll]
+        for r in 0..per_plane {
+            acc[r] = 0.0f32;
+        }
+        let place = row * comptime!(s.used + 1);
+        index[0] = (place + comptime!(s.used)) as u32;
+        dot_rows(shared, hidden, &tables, first, &index, 0usize, &mut acc, per_plane, 1usize);
+        #[unroll]
+        for slot in 0..comptime!(s.used) {
+            let expert = ids[row * comptime!(s.used) + slot] as usize;
+            index[0] = (place + slot) as u32;
+            let from = expert * comptime!(s.width) + first;
+            dot_rows(routed, hidden, &tables, from, &index, 0usize, &mut acc, per_plane, 1usize);
+        }
+        #[unroll]
+        for r in 0..per_plane {
+            let sum = plane_sum(acc[r]);
+            if UNIT_POS_PLANE == 0 {
+                out[row * comptime!(s.stride) + first + r] = sum;
+            }
+        }
+    }
+}

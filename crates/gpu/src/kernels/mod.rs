@@ -1,0 +1,12 @@
+//! The kernels, written once; each module holds those of one part of the model.
+pub mod attend;
+pub mod bandwidth;
+pub mod cache;
+pub mod common;
+pub mod dot;
+pub mod experts;
+pub mod hyper;
+pub mod matmul;
+pub mod project;
+pub mod select;
+pub mod tables;

@@ -1,0 +1,89 @@
+//! Matrix times few rows: one plane a row of weights, all matrices of one input in one launch.
+
+use super::dot::{Input, Weights, dot_rows};
+use super::tables::Tables;
+use cubecl::prelude::*;
+
+/// A matrix and where its products go.
+#[derive(CubeType, CubeLaunch)]
+pub struct Job {
+    /// `[rows, input]`.
+    pub weights: Weights,
+    /// `[n, stride]`.
+    pub out: Box<[f32]>,
+    /// First cube of this job.
+    pub first: u32,
+    /// Rows of the matrix.
+    #[cube(comptime)]
+    pub rows: usize,
+    /// Values from row to row of `out`.
+    #[cube(comptime)]
+    pub stride: usize,
+    /// Rows of the matrix that share a slice of the input, for grouped products; else `rows`.
+    #[cube(comptime)]
+    pub group: usize,
+    /// Rows that a plane takes at once.
+    #[cube(comptime)]
+    pub per_plane: usize,
+}
+
+/// `out = W x` for every job. Cubes along y take `columns` rows of the input each.
+#[cube(launch_unchecked)]
+pub fn project(
+    x: &Input,
+    mut jobs: Sequence<Job>,
+    words: &[Vector<u32, Const<2>>],
+    n: u32,
+    #[comptime] columns: usize,
+    #[comptime] tables: bool,
+) {
+    let tables = Tables::load(words, tables);
+    #[unroll]
+    for j in 0..comptime!(jobs.len()) {
+        let job = jobs.index_mut(j);
+        let per_plane = comptime!(job.per_plane);
+        let planes = CUBE_DIM / PLANE_DIM;
+        // Before the first cube of the job this wraps round to a row far beyond its last.
+        let row = (((CUBE_POS_X - job.first) * planes + PLANE_POS) as usize) * per_plane;
+        if CUBE_POS_X >= job.first && row < comptime!(job.rows) {
+            project_rows(x, job, &tables, row, n, columns);
+        }
+    }
+}
+
+#[cube]
+fn project_rows(
+    x: &Input,
+    job: &mut Job,
+    tables: &Tables,
+    row: usize,
+    n: u32,
+    #[comptime] columns: usize,
+) {
+    let per_plane = comptime!(job.per_plane);
+    // The last rows may be computed twice, by two planes, to the same values.
+    let row = row.min(comptime!(job.rows - per_plane));
+    let first_column = CUBE_POS_Y as usize * columns;
+    let mut index = Array::<u32>::new(columns);
+    #[unroll]
+    for c in 0..columns {
+        index[c] = u32::min((first_column + c) as u32, n - 1);
+    }
+    let mut acc = Array::<f32>::new(comptime!(per_plane * columns));
+    #[unroll]
+    for i in 0..comptime!(per_plane * columns) {
+        acc[i] = 0.0f32;
+    }
+    let offset = (row / comptime!(job.group)) * comptime!(job.weights.input);
+    dot_rows(&job.weights, x, tables, row, &index, offset, &mut acc, per_plane, columns);
+    #[unroll]
+    for c in 0..columns {
+        #[unroll]
+        for r in 0..per_plane {
+            let sum = plane_sum(acc[comptime!(r * columns + c)]);
+            if UNIT_POS_PLANE == 0 && first_column + c < n as usize {
+                job.out[(first_column + c) * comptime!(job.stride) + row + r] = sum;
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The indexer: scores of compressed rows, and the best of them (A.7).
+
+use super::cache::{
+    KEY_SCALES, KEYS, RowShape, Rounding, block_max, fp4_code, fp4_scale, fp4_twice, hadamard, part_of,
+};
+use cubecl::prelude::*;
+
+/// What the indexer is specialised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Index {
+    /// How keys are stored.
+    pub key: RowShape,
+    /// Query heads.
+    pub heads: usize,
+    /// Values from row to row of the queries.
+    pub stride: usize,
+    /// Values from row to row of the heads' weights.
+    pub weight_stride: usize,
+    /// Scores from row to row.
+    pub score_stride: usize,
+    /// Rows that are selected.
+    pub top_k: usize,
+}
+
+impl Index {
+    /// Blocks of a key, each with a scale.
+    pub const fn blocks(&self) -> usize {
+        self.key.width / 32
+    }
+}
+
+/// Units of a cube of [`prepare_queries`].
+pub const QUERY_UNITS: usize = 64;
+
+/// Rotates and rounds each query head. Where keys are packed the result is int8, twice the FP4 value, with a scale
+/// for each 32; else f32. A cube a head.
+#[cube(launch_unchecked)]
+pub fn prepare_queries(
+    q: &mut [f32],
+    angles: &[f32],
+    words: &mut [u32],
+    scales: &mut [f32],
+    first_angle: u32,
+    #[comptime] s: Index,
+) {
+    let (head, r) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
+    let width = comptime!(s.key.width);
+    let at = r * comptime!(s.stride) + head * width;
+    let mut row = Shared::<[f32]>::new_slice(width);
+    let mut k = UNIT_POS as usize;
+    while k < comptime!(s.key.width / 2) {
+        let (mut a, mut b) = (q[at + 2 * k], q[at + 2 * k + 1]);
+        if k >= comptime!(s.key.codes() / 2) {
+            let pair = first_angle as usize + r * comptime!(s.key.rotary) + 2 * (k - comptime!(s.key.codes() / 2));
+            let (cos, sin) = (angles[pair], angles[pair + 1]);
+            let t = a * cos - b * sin;
+            b = a * sin + b * cos;
+            a = t;
+        }
+        row[2 * k] = a;
+        row[2 * k + 1] = b;
+        k += CUBE_DIM as usize;
+    }
+    sync_cube();
+    if comptime!(s.key.rounding != Rounding::None) {
+        hadamard(&mut row, 0usize, UNIT_POS as usize, CUBE_DIM as usize, width);
+    }
+    if comptime!(s.key.rounding == Rounding::Packed) {
+        let blocks = r * comptime!(s.heads * s.blocks()) + head * comptime!(s.blocks());
+        let k = UNIT_POS as usize;
+        if k < comptime!(s.key.width / 4) {
+            let e = fp4_scale(block_max(&row, k / 8 * 32, 32usize, width));
+            let inv = f32::reinterpret((254 - e) << 23);
+            let mut word = 0u32;
+            #[unroll]
+            for i in 0..4usize {
+                let twice = fp4_twice(fp4_code(row[4 * k + i] * inv));
+                word |= (u32::reinterpret(twice) & 255) << comptime!(8 * i as u32);
+            }
+            words[r * comptime!(s.heads * s.key.width / 4) + head * comptime!(s.key.width / 4) + k] = word;
+            if k % 8 == 0 {
+                // The query's and the key's values are both twice as large as they should be.
+                scales[blocks + k / 8] = f32::reinterpret(e << 23) * 0.25f32;
+            }
+        }
+    } else {
+        #[unroll]
+        for step in 0..comptime!(s.key.width.div_ceil(QUERY_UNITS)) {
+            let k = UNIT_POS as usize + comptime!(step * QUERY_UNITS);
+            if k < width {
+                let mut v = row[k];
+                if comptime!(s.key.rounding == Rounding::Float) {
+                    let e = fp4_scale(block_max(&row, k / 32 * 32, 32usize, width));
+                    let scale = f32::reinterpret(e << 23);
+                    v = f32::cast_from(fp4_twice(fp4_code(v / scale))) * 0.5f32 * scale;
+                }
+                q[at + k] = v;
+            }
+        }
+    }
+}
+
+/// Scores of the keys that a row of the pass sees: `sum over heads of weight * max(0, q . key)`. A unit a key.
+#[cube(launch_unchecked)]
+pub fn score(
+    q: &[f32],
+    words: &[u32],
+    scales: &[f32],
+    weights: &[f32],
+    plan: &[u32],
+    arena: &[u32],
+    scores: &mut [f32],
+    layer: u32,
+    first_row: u32,
+    #[comptime] s: Index,
+) {
+    let r = (first_row + CUBE_POS_Y) as usize;
+    let (position, base) = (plan[4 * r + 1], plan[4 * r + 2]);
+    let visible = (position + 1) / 4;
+    let key = CUBE_POS_X * CUBE_DIM + UNIT_POS;
+    if visible > comptime!(s.top_k as u32) && CUBE_POS_X * CUBE_DIM < visible {
+        let factor = comptime!(((s.key.width * s.heads) as f32).powf(-0.5));
+        let keys = part_of(arena, base, layer, comptime!(KEYS));
+        let width = comptime!(s.key.width);
+        let mut sum = 0.0f32;
+        if comptime!(s.key.rounding == Rounding::Packed) {
+            let quads = comptime!(s.heads * s.key.width / 4);
+            let mut q8 = Shared::<[i32]>::new_slice(quads);
+            let mut qs = Shared::<[f32]>::new_slice(comptime!(s.heads * s.blocks()));
+            let mut i = UNIT_POS as usize;
+            while i < quads {
+                q8[i] = i32::reinterpret(words[r * quads + i]);
+                i += CUBE_DIM as usize;
+            }
+            i = UNIT_POS as usize;
+            while i < comptime!(s.heads * s.blocks()) {
+                qs[i] = scales[r * comptime!(s.heads * s.blocks()) + i];
+                i += CUBE_DIM as usize;
+            }
+            sync_cube();
+            // Units beyond the last key repeat it.
+            let own = u32::min(key, visible - 1);
+            let at = (keys + own * comptime!(s.key.words as u32)) as usize;
+            let key_scales = part_of(arena, base, layer, comptime!(KEY_SCALES)) + own * comptime!(s.key.scale_words as u32);
+            let mut k8 = Array::<i32>::new(comptime!(s.key.width / 4));
+            #[unroll]
+            for w in 0..comptime!(s.key.width / 8) {
+                let word = arena[at + w];
+                #[unroll]
+                for h in 0..2usize {
+                    let mut packed = 0u32;
+                    #[unroll]
+                    for i in 0..4usize {
+                        let code = (word >> comptime!(16 * h as u32 + 4 * i as u32)) & 15;
+                        packed |= (u32::reinterpret(fp4_twice(code)) & 255) << comptime!(8 * i as u32);
+                    }
+                    k8[comptime!(2 * w + h)] = i32::reinterpret(packed);
+                }
+            }
+            let mut ks = Array::<f32>::new(s.blocks());
+            #[unroll]
+            for b in 0..comptime!(s.blocks()) {
+                let word = arena[key_scales as usize + comptime!(b / 4)];
+                ks[b] = f32::reinterpret(((word >> comptime!(8 * (b as u32 % 4))) & 255) << 23);
+            }
+            for h in 0..comptime!(s.heads) {
+                let mut dot = 0.0f32;
+                #[unroll]
+                for b in 0..comptime!(s.blocks()) {
+                    let mut int = 0i32;
+                    #[unroll]
+                    for i in 0..8usize {
+                        int = dp4a(q8[h * comptime!(s.key.width / 4) + comptime!(8 * b + i)], k8[comptime!(8 * b + i)], int);
+                    }
+                    dot += f32::cast_from(int) * (qs[h * comptime!(s.blocks()) + b] * ks[b]);
+                }
+                sum += weights[r * comptime!(s.weight_stride) + h] * factor * f32::max(dot, 0.0f32);
+            }
+        } else if key < visible {
+            let at = (keys + key * comptime!(s.key.words as u32)) as usize;
+            for h in 0..comptime!(s.heads) {
+                let mut dot = 0.0f32;
+                #[unroll]
+                for k in 0..width {
+                    dot += q[r * comptime!(s.stride) + h * width + k] * f32::reinterpret(arena[at + k]);
+                }
+                sum += weights[r * comptime!(s.weight_stride) + h] * factor * f32::max(dot, 0.0f32);
+            }
+        }
+        if key < visible {
+            scores[CUBE_POS_Y as usize * comptime!(s.score_stride) + key as usize] = sum;
+        }
+    }
+}
+
+/// Bits of a float in an order that integers share.
+#[cube]
+fn rank(x: f32) -> u32 {
+    let bits = u32::reinterpret(x);
+    bits ^ select((bits >> 31) != 0, 0xffff_ffffu32, 0x8000_0000u32)
+}
+
+/// Units of a cube that selects.
+pub const SELECT_UNITS: u32 = 256;
+
+/// The `top_k` best scores of each row, ascending by index; of equal scores the lower index wins. By histograms of
+/// eight bits at a time, so in time linear in the scores.
+#[cube(launch_unchecked)]
+pub fn top_k(scores: &[f32], plan: &[u32], selection: &mut [u32], first_row: u32, #[comptime] s: Index) {
+    let r = (first_row + CUBE_POS_X) as usize;
+    let visible = ((plan[4 * r + 1] + 1) / 4) as usize;
+    let row = CUBE_POS_X as usize * comptime!(s.score_stride);
+    if visible > comptime!(s.top_k) {
+        let unit = UNIT_POS as usize;
+        let units = comptime!(SELECT_UNITS as usize);
+        let histogram = Shared::<[Atomic<u32>]>::new_slice(256usize);
+        let mut found = Shared::<[u32]>::new_slice(2usize);
+        let mut prefix = 0u32;
+        let mut need = comptime!(s.top_k as u32).runtime();
+        #[unroll]
+        for pass in 0..4usize {
+            let shift = comptime!(24 - 8 * pass as u32);
+            histogram[unit].store(0u32);
+            sync_cube();
+            let mut i = unit;
+            while i < visible {
+                let key = rank(scores[row + i]);
+                let mut same = true;
+                if comptime!(pass > 0) {
+                    same = (key >> comptime!(if pass > 0 { 32 - 8 * pass as u32 } else { 0u32 })) == prefix;
+                }
+                if same {
+                    histogram[((key >> shift) & 255) as usize].fetch_add(1u32);
+                }
+                i += units;
+            }
+            sync_cube();
+            let mut above = 0u32;
+            for j in 0..256usize {
+                let count = histogram[j].load();
+                above += select(j > unit, count, 0u32);
+            }
+            let own = histogram[unit].load();
+            if above < need && above + own >= need {
+                found[0] = UNIT_POS;
+                found[1] = need - above;
+            }
+            sync_cube();
+            prefix = (prefix << 8) | found[0];
+            need = found[1];
+            sync_cube();
+        }
+        // Each unit writes those of its stretch, in order.
+        let stretch = (visible + units - 1) / units;
+        let start = unit * stretch;
+        let end = usize::min(start + stretch, visible);
+        let mut above = Shared::<[u32]>::new_slice(256usize);
+        let mut equal = Shared::<[u32]>::new_slice(256usize);
+        let mut more = 0u32;
+        let mut same = 0u32;
+        let mut i = start;
+        while i < end {
+            let key = rank(scores[row + i]);
+            more += select(key > prefix, 1u32, 0u32);
+            same += select(key == prefix, 1u32, 0u32);
+            i += 1;
+        }
+        above[unit] = more;
+        equal[unit] = same;
+        sync_cube();
+        let mut before = 0u32;
+        let mut ties = 0u32;
+        for j in 0..units {
+            before += select(j < unit, above[j], 0u32);
+            ties += select(j < unit, equal[j], 0u32);
+        }
+        i = start;
+        while i < end {
+            let key = rank(scores[row + i]);
+            if key > prefix || (key == prefix && ties < need) {
+                let at = before + u32::min(ties, need);
+                if at < comptime!(s.top_k as u32) {
+                    selection[r * comptime!(s.top_k) + at as usize] = i as u32;
+                }
+            }
+            before += select(key > prefix, 1u32, 0u32);
+            ties += select(key == prefix, 1u32, 0u32);
+            i += 1;
+        }
+    }
+}

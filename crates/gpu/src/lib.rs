@@ -1,0 +1,22 @@
+//! The GPU backend. Kernels are written once, in Rust with CubeCL, and compiled on the user's machine for CUDA,
+//! Vulkan or Metal.
+
+mod attention;
+mod backend;
+mod bandwidth;
+mod buffer;
+mod device;
+mod experts;
+mod hyper;
+// Kernels generate types of their own, which nobody outside sees.
+#[allow(missing_docs, unreachable_pub, unsafe_code, clippy::too_many_arguments)]
+mod kernels;
+mod layout;
+mod project;
+mod rows;
+mod store;
+
+pub use backend::{Gpu, Options};
+pub use device::{Api, DeviceInfo, devices};
+pub use rows::{Experts, Matrix, Routes, Rows, Selection, Table, Vector};
+pub use store::Store;

@@ -1,0 +1,131 @@
+//! Products with weight matrices.
+
+use crate::backend::Gpu;
+use crate::kernels::matmul::{self, COLUMNS, Dense, Tiling};
+use crate::kernels::project::{JobLaunch, project};
+use crate::layout::Format;
+use crate::rows::{Matrix, Rows};
+use cubecl::prelude::*;
+
+/// Buffers that a kernel may have, on any device: Metal's limit is 31.
+const MAX_BUFFERS: usize = 30;
+
+/// Units of a cube of the kernels that give a plane a row.
+const UNITS: u32 = 256;
+
+/// Rows of weights that a plane takes at once: enough loads on the way, and a divisor of the rows at hand.
+pub(crate) fn rows_per_plane(units: usize, plane: u32, columns: usize, rows: usize) -> usize {
+    // Loads of one lane for one row.
+    let loads = units.div_ceil(plane as usize);
+    let wanted = match loads {
+        0..=2 => 4,
+        3..=16 => 2,
+        _ => 1,
+    };
+    let fit = (16 / columns).max(1);
+    [4, 2, 1].into_iter().find(|&r| r <= wanted.min(fit) && rows.is_multiple_of(r)).unwrap_or(1)
+}
+
+impl Gpu {
+    /// Cubes so that every `per_plane` of `rows` rows have a plane.
+    pub(crate) fn plane_cubes(&self, rows: usize, per_plane: usize) -> u32 {
+        let planes = (UNITS / self.abilities.plane).max(1) as usize;
+        rows.div_ceil(planes * per_plane) as u32
+    }
+
+    pub(crate) fn plane_dim(&self) -> CubeDim {
+        CubeDim::new_1d(UNITS)
+    }
+
+    /// `out = W x` for several matrices with the same input.
+    pub(crate) fn project_step(&mut self, x: &Rows, jobs: &mut [(&Matrix, &mut Rows)]) {
+        for (w, out) in jobs.iter_mut() {
+            out.take(x.n, w.rows);
+        }
+        let mut rest: Vec<_> = jobs.iter().map(|(w, out)| (*w, &**out, w.rows)).collect();
+        while !rest.is_empty() {
+            // As many in one launch as a kernel may have buffers, beside those of the input and the tables.
+            let mut buffers = 5;
+            let fit = rest.iter().take_while(|(w, ..)| {
+                buffers += w.buffers() + 1;
+                buffers <= MAX_BUFFERS
+            });
+            let later = rest.split_off(fit.count());
+            self.products(x, &rest);
+            rest = later;
+        }
+    }
+
+    /// Group `g` of the input meets rows `g * rows/groups..` of `w`.
+    pub(crate) fn project_groups_step(&mut self, w: &Matrix, x: &Rows, out: &mut Rows) {
+        out.take(x.n, w.rows);
+        let group = w.rows / (x.width / w.input);
+        self.products(x, &[(w, &*out, group)]);
+    }
+
+    /// How `rows` rows of activations are shared out, if the matrix units are to multiply so many.
+    pub(crate) fn tiling(&self, n: usize, rows: usize, planes_m: usize) -> Option<Tiling> {
+        let (side, plane) = (self.abilities.tile?, self.abilities.plane as usize);
+        let planes = matmul::UNITS / plane;
+        let tiling = Tiling { side, rows, planes_m, planes_n: planes / planes_m.min(planes), plane };
+        let whole = planes_m * tiling.planes_n == planes && tiling.m() > 0 && tiling.n() > 1;
+        (n > self.abilities.few && whole).then_some(tiling)
+    }
+
+    /// Products with many rows, on the matrix units.
+    #[allow(unsafe_code)]
+    fn products_of_many(&self, x: &Rows, w: &Matrix, out: &Rows, group: usize, tiling: Tiling) {
+        let s = Dense { tiling, x_stride: x.stride, columns: w.rows, group, stride: out.stride };
+        // SAFETY: outputs have whole tiles of rows; columns beyond the last are not written.
+        unsafe {
+            matmul::matmul::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d(w.rows.div_ceil(COLUMNS) as u32, x.n.div_ceil(tiling.rows) as u32),
+                CubeDim::new_1d(matmul::UNITS as u32),
+                x.values.arg(16),
+                w.arg(),
+                self.half_words.arg(16),
+                out.values.arg(4),
+                x.n as u32,
+                s,
+            );
+        }
+    }
+
+    /// Products of matrices, each in groups of rows that share a slice of the input.
+    #[allow(unsafe_code)]
+    fn products(&mut self, x: &Rows, jobs: &[(&Matrix, &Rows, usize)]) {
+        if let Some(tiling) = self.tiling(x.n, 128, 4)
+            && jobs.iter().all(|(w, _, group)| *group == w.rows || group.is_multiple_of(COLUMNS))
+        {
+            jobs.iter().for_each(|(w, out, group)| self.products_of_many(x, w, out, *group, tiling));
+            return;
+        }
+        if !x.quantized && jobs.iter().any(|(w, ..)| w.format.int8()) {
+            self.quantize(x, x.n);
+        }
+        let columns = [1, 2, 4].into_iter().find(|&c| c >= x.n).unwrap_or(8);
+        let mut first = 0;
+        let mut args = SequenceArg::new();
+        for (w, out, group) in jobs {
+            let per_plane = rows_per_plane(w.units(), self.abilities.plane, columns, *group);
+            args.push(JobLaunch::new(w.arg(), out.values.arg(4), first, w.rows, out.stride, *group, per_plane));
+            first += self.plane_cubes(w.rows, per_plane);
+        }
+        let tables = jobs.iter().any(|(w, ..)| w.format == Format::Iq2);
+        // SAFETY: every matrix has rows of the input's (or a group's) width, every output room for its rows.
+        unsafe {
+            project::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d(first, x.n.div_ceil(columns) as u32),
+                self.plane_dim(),
+                x.input(),
+                args,
+                self.words.arg(8),
+                x.n as u32,
+                columns,
+                tables,
+            );
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Every step of the model on a GPU beside the CPU's.
+#![cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
+
+use ds4_cpu::Cpu;
+use ds4_gpu::{Gpu, devices};
+use ds4_model::cache::{KvFormat, Layout};
+use ds4_model::{Backend, Logits, Model, Pass, Run, Shape, Want};
+use ds4_testkit::{Fixture, Taps};
+
+/// All taps of a pass over some tokens, in chunks, by name in order of appearance.
+fn taps<B: Backend>(mut backend: B, fixture: &Fixture, kv: KvFormat, chunk: usize, tokens: usize) -> Taps {
+    let (file, draft) = (fixture.model().unwrap(), fixture.draft().unwrap());
+    let model = Model::load(&mut backend, &file, draft.as_ref()).unwrap();
+    let mut pass = Pass::new(&mut backend, &model.shape, 64).unwrap();
+    let layout = Layout::new(&model.shape, kv, draft.is_some(), 1024, 64);
+    let mut store = backend.store(&layout).unwrap();
+    let (mut taps, mut logits) = (Taps::default(), Logits::default());
+    let all = fixture.tokens().unwrap();
+    for (i, part) in all[..tokens].chunks(chunk).enumerate() {
+        let mut runs = [Run { store: &mut store, start: i * chunk, tokens: part, want: Want::All }];
+        pass.forward(&model, &mut backend, &layout, &mut runs, &mut logits, &mut taps).unwrap();
+    }
+    taps
+}
+
+fn compare(fixture: &str, exact: bool, kv: KvFormat, chunk: usize, tolerance: f32) {
+    let fixture = Fixture::shipped(fixture);
+    let shape = Shape::from_gguf(&fixture.model().unwrap()).unwrap();
+    let options = ds4_cpu::Options { exact, max_rows: 64, ..Default::default() };
+    let cpu = taps(Cpu::new(&shape, options).unwrap(), &fixture, kv, chunk, 200);
+    let options = ds4_gpu::Options { exact, max_rows: 64, ..Default::default() };
+    let gpu = taps(Gpu::new(&shape, &devices(), options).unwrap(), &fixture, kv, chunk, 200);
+    let mut wrong = String::new();
+    for name in &cpu.order {
+        let mut worst = 0f32;
+        for p in 0..200 {
+            let pairs = cpu.row(name, p).iter().zip(gpu.row(name, p));
+            worst = pairs.map(|(a, b)| (a - b).abs()).fold(worst, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) });
+        }
+        if !(worst <= tolerance) {
+            wrong += &format!("{name}: {worst:.2e}\n");
+        }
+    }
+    assert!(wrong.is_empty(), "beyond {tolerance}:\n{wrong}");
+}
+
+#[test]
+fn exact_steps_of_f16() {
+    compare("dev-f16", true, KvFormat::Plain, 50, 1e-4);
+}
+
+#[test]
+fn exact_steps_of_q2mix() {
+    compare("dev-q2mix", true, KvFormat::Plain, 50, 1e-4);
+}
