@@ -151,6 +151,9 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "table")]
     #[arg(default_values_t = [1, 4, 16])]
     pub(crate) batches: Vec<usize>,
+    /// Show the time of each kernel of a GPU instead, for the prompt and for a decode step
+    #[arg(long, conflicts_with = "table")]
+    pub(crate) kernels: bool,
     /// Random weights instead of a file: flash or tiny, and perhaps :LAYERS
     #[arg(long, value_name = "SHAPE[:LAYERS]", value_parser = synthetic)]
     #[arg(conflicts_with_all = ["model", "mtp"])]
@@ -307,6 +310,8 @@ mod tests {
         let args = bench(&["--table", "--contexts", "64,128"]).unwrap();
         assert_eq!((args.contexts, args.batches), (vec![64, 128], vec![1, 4, 16]));
         assert!(bench(&["--contexts", "64"]).is_err(), "only with --table");
+        assert!(bench(&["--kernels", "--prompt", "9"]).unwrap().kernels);
+        assert!(bench(&["--kernels", "--table"]).is_err());
         assert_eq!(bench(&["--synthetic", "flash"]).unwrap().synthetic, Some(Synthetic::flash(43)));
         assert_eq!(bench(&["--synthetic", "tiny:2"]).unwrap().synthetic, Some(Synthetic::tiny(2)));
         for bad in ["huge", "flash:0", "flash:x", "flash:9999"] {

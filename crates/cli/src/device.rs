@@ -20,6 +20,14 @@ pub(crate) trait Device: Backend {
     fn bandwidth(&mut self) -> Option<f64> {
         None
     }
+
+    /// Starts taking the time of every kernel anew, or stops; does nothing where there are none.
+    fn time_kernels(&mut self, _on: bool) {}
+
+    /// Name, launches and seconds of every kernel since times are taken, the longest first.
+    fn kernel_times(&self) -> Vec<(&'static str, usize, f64)> {
+        Vec::new()
+    }
 }
 
 impl Device for Cpu {}

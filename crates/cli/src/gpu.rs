@@ -39,6 +39,12 @@ impl Device for Gpu {
     fn bandwidth(&mut self) -> Option<f64> {
         Gpu::bandwidth(self)
     }
+    fn time_kernels(&mut self, on: bool) {
+        Gpu::time_kernels(self, on);
+    }
+    fn kernel_times(&self) -> Vec<(&'static str, usize, f64)> {
+        Gpu::kernel_times(self)
+    }
 }
 
 /// Makes backends for `ds4 doctor`.

@@ -17,7 +17,10 @@ use std::process::ExitCode;
 pub(crate) const DEFAULT_FILE: &str = "ds4flash.gguf";
 
 /// ds4-nano; `docs/nano.md` tells how it was made.
-static NANO: &[u8] = include_bytes!("../../../models/ds4-nano/ds4-nano.gguf");
+#[cfg(feature = "nano")]
+static NANO: Option<&[u8]> = Some(include_bytes!("../../../models/ds4-nano/ds4-nano.gguf"));
+#[cfg(not(feature = "nano"))]
+static NANO: Option<&[u8]> = None;
 
 /// How to compute, and for what.
 #[derive(Clone, Copy)]
@@ -54,8 +57,9 @@ pub(crate) fn open(model: Option<&Path>) -> Result<Gguf> {
         ui::note(&format!("model: ./{DEFAULT_FILE}"));
         return Ok(Gguf::open(DEFAULT_FILE)?);
     }
+    let nano = NANO.ok_or("this program was built without ds4-nano: name a model file with -m FILE")?;
     ui::note("model: ds4-nano, the small one inside this program (-m FILE for another)");
-    Ok(Gguf::from_static(NANO)?)
+    Ok(Gguf::from_static(nano)?)
 }
 
 /// Loads a model onto the device that the flags mean and goes on with `job`: the one place that knows all

@@ -110,6 +110,26 @@ fn bench_tables_without_a_file() {
 }
 
 #[test]
+fn bench_of_kernels_is_for_gpus() {
+    let args = [
+        "bench",
+        "--synthetic",
+        "tiny:4",
+        "--kernels",
+        "--prompt",
+        "20",
+        "--gen-tokens",
+        "2",
+        "--backend",
+        "cpu",
+    ];
+    let text = stdout(&args);
+    assert!(text.contains("no kernels"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&stdout(&[&args[..], &["--json"]].concat())).unwrap();
+    assert_eq!((json["device"].as_str(), json["prefill"].as_array().unwrap().len()), (Some("cpu"), 0));
+}
+
+#[test]
 fn doctor_lists_and_proves() {
     let folder = Folder::new();
     let doctor = |args: &[&str]| {

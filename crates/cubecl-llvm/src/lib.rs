@@ -134,3 +134,24 @@ impl Compiler for PlironCompiler {
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cubecl_core::ir::AddressType;
+    use cubecl_core::ir::settings::{Dim3, ExecutionMode, KernelSettings};
+    use cubecl_core::prelude::KernelBuilder;
+
+    /// `cubecl-cuda` takes its NVRTC route where this is none.
+    #[test]
+    fn no_driver_has_a_version() {
+        assert_eq!(nvptx::ptx_version::PtxVersion::for_driver(13_000), None);
+    }
+
+    #[test]
+    fn compiling_is_refused_and_says_why() {
+        let settings = KernelSettings::new(Dim3::new_single(), ExecutionMode::Checked, AddressType::U32);
+        let mut compiler = PlironCompiler { target: LlvmTarget::Nvptx };
+        let refused = compiler.compile(KernelBuilder::new(settings).build(), &PlironOptions::default());
+        assert!(refused.is_err_and(|e| e.to_string().contains("build with the feature cuda-cpp")));
+    }
+}

@@ -4,17 +4,33 @@ use crate::backend::Gpu;
 use crate::buffer::Buffer;
 use crate::hyper::cubes;
 use crate::kernels::attend::{self, AttendShape};
-use crate::kernels::cache::{self, Pool, RowShape};
+use crate::kernels::cache::{self, Compressing, CompressingLaunch, Pool, RowShape, Rounding, WindowRowsLaunch};
 use crate::kernels::common::Real;
+use crate::kernels::flash::{self, FlashShape};
 use crate::kernels::select::{self, Index, SELECT_UNITS};
 use crate::rows::{Rows, Selection, Vector};
 use crate::store::Store;
 use cubecl::prelude::*;
 use ds4_model::cache::{Layout, Part};
-use ds4_model::{Compressor, LayerKind, Plan, Role, Run};
+use ds4_model::{Compressor, LayerKind, Role, Run};
+
+/// Steps of a decode pass that wait for the norm of the query, to be one kernel with it.
+pub(crate) struct Absorbing {
+    layer: usize,
+    arena: Buffer,
+    rows: WindowRowsLaunch,
+    compressors: SequenceArg<Compressing>,
+    /// Cubes for each row: the norm, the window, the compressors.
+    roles: u32,
+}
 
 /// Units of a cube that handles a row or a head.
 const UNITS: u32 = 128;
+
+/// Rows times splits whose partial sums of attention are held at once.
+pub(crate) const PARTIALS: usize = 512;
+/// Cubes that keep a large device busy.
+const WANTED_CUBES: usize = 132;
 
 /// Bytes of index scores held at once.
 const SCORE_BYTES: usize = 256 << 20;
@@ -23,21 +39,27 @@ impl Gpu {
     #[allow(unsafe_code)]
     pub(crate) fn rotate_queries_step(&mut self, kind: LayerKind, q: &mut Rows) {
         q.quantized = false;
+        // The matrix units' attention rotates on the way in; nobody else looks at queries.
+        if self.rotates_late() {
+            return;
+        }
         let s = &self.shape;
         // SAFETY: a cube for each head of each row.
         unsafe {
-            attend::rotate_queries::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(s.heads as u32, q.n as u32),
-                CubeDim::new_1d(UNITS),
-                q.values.arg(16),
-                self.angles.arg(4),
-                self.angle_set(kind, false),
-                s.head_dim,
-                s.rotary,
-                q.stride,
-                Real::new(s.norm_eps),
-            );
+            self.timer.time(&self.client, "rotate_queries", || {
+                attend::rotate_queries::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(s.heads as u32, q.n as u32),
+                    CubeDim::new_1d(UNITS),
+                    q.values.arg(16),
+                    self.angles.arg(4),
+                    self.angle_set(kind, false),
+                    s.head_dim,
+                    s.rotary,
+                    q.stride,
+                    Real::new(s.norm_eps),
+                )
+            });
         }
     }
 
@@ -51,23 +73,33 @@ impl Gpu {
     ) {
         let Some(run) = runs.first() else { return };
         let layout = &run.store.layout;
+        let rows = WindowRowsLaunch::new(
+            kv.values.arg(4),
+            norm.values.arg(4),
+            self.angle_set(layout.layers[layer], false),
+            self.sizes(layout).row,
+            layout.ring as u32,
+            kv.stride,
+        );
+        let arena = self.arena(runs);
+        if self.current.single && !self.current.observed {
+            self.absorbing = Some(Absorbing { layer, arena, rows, compressors: SequenceArg::new(), roles: 2 });
+            return;
+        }
         // SAFETY: the plan's stores lie in the arena, and have a slot for every position.
         unsafe {
-            cache::push_window::launch_unchecked(
-                &self.client,
-                CubeCount::new_1d(kv.n as u32),
-                CubeDim::new_1d(UNITS),
-                kv.values.arg(4),
-                norm.values.arg(4),
-                self.angles.arg(4),
-                self.plan.arg(4),
-                self.arena(runs).arg(4),
-                layer as u32,
-                self.angle_set(layout.layers[layer], false),
-                self.sizes(layout).row,
-                layout.ring as u32,
-                kv.stride,
-            );
+            self.timer.time(&self.client, "push_window", || {
+                cache::push_window::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_1d(kv.n as u32),
+                    CubeDim::new_1d(UNITS),
+                    rows,
+                    self.angles.arg(4),
+                    self.plan.arg(4),
+                    arena.arg(4),
+                    layer as u32,
+                )
+            });
         }
     }
 
@@ -95,38 +127,81 @@ impl Gpu {
             channels: kv.width,
             stride: kv.stride,
         };
+        let compressing = CompressingLaunch::new(
+            kv.values.arg(4),
+            gate.values.arg(4),
+            compressor.ape.values.arg(4),
+            compressor.norm.values.arg(4),
+            self.angle_set(kind, true),
+            row,
+            pool,
+        );
+        if let Some(absorbing) = &mut self.absorbing {
+            absorbing.compressors.push(compressing);
+            absorbing.roles += 1;
+            return;
+        }
         let arena = self.arena(runs);
         // SAFETY: the plan's stores lie in the arena; rows and slots exist for every position.
         unsafe {
-            cache::compress::launch_unchecked(
-                &self.client,
-                CubeCount::new_1d(kv.n as u32),
-                CubeDim::new_1d(UNITS),
-                kv.values.arg(4),
-                gate.values.arg(4),
-                compressor.ape.values.arg(4),
-                compressor.norm.values.arg(4),
-                self.angles.arg(4),
-                self.plan.arg(4),
-                arena.arg(4),
-                layer as u32,
-                self.angle_set(kind, true),
-                row,
-                pool,
-            );
-            cache::keep_open::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(cubes(kv.width, UNITS), kv.n as u32),
-                CubeDim::new_1d(UNITS),
-                kv.values.arg(4),
-                gate.values.arg(4),
-                self.plan.arg(4),
-                arena.arg(4),
-                layer as u32,
-                kv.n as u32,
-                keys,
-                pool,
-            );
+            self.timer.time(&self.client, "compress", || {
+                cache::compress::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_1d(kv.n as u32),
+                    CubeDim::new_1d(UNITS),
+                    compressing,
+                    self.angles.arg(4),
+                    self.plan.arg(4),
+                    arena.arg(4),
+                    layer as u32,
+                )
+            });
+            self.timer.time(&self.client, "keep_open", || {
+                cache::keep_open::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(cubes(kv.width, UNITS), kv.n as u32),
+                    CubeDim::new_1d(UNITS),
+                    kv.values.arg(4),
+                    gate.values.arg(4),
+                    self.plan.arg(4),
+                    arena.arg(4),
+                    layer as u32,
+                    kv.n as u32,
+                    keys,
+                    pool,
+                )
+            });
+        }
+    }
+
+    /// The norm of the low-rank query, and with it everything that waits.
+    #[allow(unsafe_code)]
+    pub(crate) fn absorb(&mut self, weight: &Vector, x: &Rows, out: &mut Rows) {
+        let Some(waiting) = self.absorbing.take() else { return };
+        let (n, width, stride) = (x.n, x.width, x.stride);
+        let out = out.output(n, !self.options.exact);
+        let eps = Real::new(self.shape.norm_eps);
+        // SAFETY: as for the steps that waited.
+        unsafe {
+            self.timer.time(&self.client, "absorb", || {
+                cache::absorb::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(n as u32, waiting.roles),
+                    CubeDim::new_1d(UNITS),
+                    x.values.arg(16),
+                    weight.values.arg(16),
+                    out,
+                    waiting.rows,
+                    waiting.compressors,
+                    self.angles.arg(4),
+                    self.plan.arg(4),
+                    waiting.arena.arg(4),
+                    waiting.layer as u32,
+                    width,
+                    stride,
+                    eps,
+                )
+            });
         }
     }
 
@@ -140,13 +215,12 @@ impl Gpu {
         }
     }
 
-    fn index(&self, key: RowShape, q: &Rows, weights: &Rows, keys: usize) -> Index {
+    fn index(&self, key: RowShape, q: &Rows, weights: &Rows) -> Index {
         Index {
             key,
             heads: self.shape.index_heads,
             stride: q.stride,
             weight_stride: weights.stride,
-            score_stride: keys,
             top_k: self.shape.index_top_k,
         }
     }
@@ -156,58 +230,65 @@ impl Gpu {
         &mut self,
         layer: usize,
         (q, weights): (&mut Rows, &Rows),
-        plan: &Plan,
         runs: &[Run<'_, Store>],
         selection: &mut Selection,
     ) {
         let Some(run) = runs.first() else { return };
         let layout = &run.store.layout;
-        let visible = plan.most_visible(4);
-        let s = self.index(self.sizes(layout).key, q, weights, visible);
+        let visible = self.current.reach / 4;
+        let s = self.index(self.sizes(layout).key, q, weights);
         selection.n = q.n;
         q.quantized = false;
         let tile = (self.scratch.scores.bytes as usize / 4 / visible).clamp(1, q.n);
         let arena = self.arena(runs);
         // SAFETY: sizes are those of the shape; the scores hold `tile` rows of all visible keys.
         unsafe {
-            select::prepare_queries::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(s.heads as u32, q.n as u32),
-                CubeDim::new_1d(64),
-                q.values.arg(4),
-                self.angles.arg(4),
-                self.scratch.index_words.arg(4),
-                self.scratch.index_scales.arg(4),
-                self.angle_set(LayerKind::Indexed, false),
-                s,
-            );
-            for first in (0..q.n).step_by(tile) {
-                let rows = tile.min(q.n - first) as u32;
-                select::score::launch_unchecked(
+            self.timer.time(&self.client, "prepare_queries", || {
+                select::prepare_queries::launch_unchecked(
                     &self.client,
-                    CubeCount::new_2d(cubes(visible, UNITS), rows),
-                    CubeDim::new_1d(UNITS),
+                    CubeCount::new_2d(s.heads as u32, q.n as u32),
+                    CubeDim::new_1d(64),
                     q.values.arg(4),
+                    self.angles.arg(4),
                     self.scratch.index_words.arg(4),
                     self.scratch.index_scales.arg(4),
-                    weights.values.arg(4),
-                    self.plan.arg(4),
-                    arena.arg(4),
-                    self.scratch.scores.arg(4),
-                    layer as u32,
-                    first as u32,
+                    self.angle_set(LayerKind::Indexed, false),
                     s,
-                );
-                select::top_k::launch_unchecked(
-                    &self.client,
-                    CubeCount::new_1d(rows),
-                    CubeDim::new_1d(SELECT_UNITS),
-                    self.scratch.scores.arg(4),
-                    self.plan.arg(4),
-                    selection.ids.arg(4),
-                    first as u32,
-                    s,
-                );
+                )
+            });
+            for first in (0..q.n).step_by(tile) {
+                let rows = tile.min(q.n - first) as u32;
+                self.timer.time(&self.client, "score", || {
+                    select::score::launch_unchecked(
+                        &self.client,
+                        CubeCount::new_2d(cubes(visible, UNITS), rows),
+                        CubeDim::new_1d(UNITS),
+                        q.values.arg(4),
+                        self.scratch.index_words.arg(4),
+                        self.scratch.index_scales.arg(4),
+                        weights.values.arg(4),
+                        self.plan.arg(4),
+                        arena.arg(4),
+                        self.scratch.scores.arg(4),
+                        layer as u32,
+                        first as u32,
+                        visible as u32,
+                        s,
+                    )
+                });
+                self.timer.time(&self.client, "top_k", || {
+                    select::top_k::launch_unchecked(
+                        &self.client,
+                        CubeCount::new_1d(rows),
+                        CubeDim::new_1d(SELECT_UNITS),
+                        self.scratch.scores.arg(4),
+                        self.plan.arg(4),
+                        selection.ids.arg(4),
+                        first as u32,
+                        visible as u32,
+                        s,
+                    )
+                });
             }
         }
     }
@@ -218,7 +299,6 @@ impl Gpu {
         layer: usize,
         (q, sinks): (&Rows, &Vector),
         selection: Option<&Selection>,
-        _plan: &Plan,
         runs: &[Run<'_, Store>],
         out: &mut Rows,
     ) {
@@ -234,25 +314,117 @@ impl Gpu {
             q_stride: q.stride,
         };
         let ids = selection.map_or(&self.nothing[0], |s| &s.ids);
+        if let Some(flash) = self.flash(s) {
+            self.flash_step(layer, (q, sinks), ids, runs, out, flash);
+            return;
+        }
         out.width = q.width;
         let arg = out.output(q.n, !self.options.exact);
         // SAFETY: the plan's stores lie in the arena; selections are rows that exist.
         unsafe {
-            attend::attend::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(self.shape.heads as u32, q.n as u32),
-                CubeDim::new_1d(UNITS),
-                q.values.arg(16),
-                sinks.values.arg(4),
-                self.angles.arg(4),
-                self.plan.arg(4),
-                ids.arg(4),
-                self.arena(runs).arg(4),
-                arg,
-                layer as u32,
-                self.angle_set(kind, false),
-                s,
-            );
+            self.timer.time(&self.client, "attend", || {
+                attend::attend::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(self.shape.heads as u32, q.n as u32),
+                    CubeDim::new_1d(UNITS),
+                    q.values.arg(16),
+                    sinks.values.arg(4),
+                    self.angles.arg(4),
+                    self.plan.arg(4),
+                    ids.arg(4),
+                    self.arena(runs).arg(4),
+                    arg,
+                    layer as u32,
+                    self.angle_set(kind, false),
+                    s,
+                )
+            });
+        }
+    }
+
+    /// How the matrix units attend, if they can: to packed rows, with room for a tile of them in shared memory.
+    fn flash(&self, attend: AttendShape) -> Option<FlashShape> {
+        let (side, planes) = (self.abilities.tile?, flash::UNITS / self.abilities.plane as usize);
+        let (heads, rotate, eps) = (self.shape.heads, !self.current.observed, Real::new(self.shape.norm_eps));
+        let with = |tile| FlashShape { attend, heads, side, tile, planes, rotate, eps };
+        let fits = |f: &FlashShape| f.fits() && f.shared_bytes() <= self.abilities.shared;
+        [32, 16].map(with).into_iter().find(fits).filter(|_| attend.row.rounding == Rounding::Packed)
+    }
+
+    /// Whether attention will norm and rotate the queries itself.
+    fn rotates_late(&self) -> bool {
+        let Some(row) = self.current.row else { return false };
+        let attend = AttendShape { row, ring: 1, window: 1, ratio: 0, top_k: 0, q_stride: 0 };
+        !self.current.observed && self.flash(attend).is_some()
+    }
+
+    /// Attention on the matrix units.
+    #[allow(unsafe_code)]
+    fn flash_step(
+        &self,
+        layer: usize,
+        (q, sinks): (&Rows, &Vector),
+        ids: &Buffer,
+        runs: &[Run<'_, Store>],
+        out: &mut Rows,
+        s: FlashShape,
+    ) {
+        let Some(run) = runs.first() else { return };
+        let kind = run.store.layout.layers[layer];
+        let n = q.n;
+        // Rows that any query of the pass sees, at the most.
+        let compressed = kind.ratio().map_or(0, |r| self.current.reach / r);
+        let compressed = if s.attend.top_k > 0 { compressed.min(s.attend.top_k as usize) } else { compressed };
+        let window = self.current.reach.min(s.attend.window as usize);
+        let tiles = (window + compressed).div_ceil(s.tile);
+        let cubes = s.heads / s.side * n;
+        let splits = (WANTED_CUBES / cubes).clamp(1, tiles.min(PARTIALS / n.min(PARTIALS)));
+        out.width = q.width;
+        let step = PARTIALS / splits;
+        let arena = self.arena(runs);
+        let quantize = n <= self.abilities.few;
+        for first in (0..n).step_by(step) {
+            let rows = step.min(n - first) as u32;
+            let arg = out.output(n, quantize);
+            // SAFETY: partial sums have room for `step * splits` rows; the rest is as for the kernel without matrix
+            // units.
+            unsafe {
+                self.timer.time(&self.client, "flash", || {
+                    flash::flash::launch_unchecked(
+                        &self.client,
+                        CubeCount::new_3d((s.heads / s.side) as u32, rows, splits as u32),
+                        CubeDim::new_1d(flash::UNITS as u32),
+                        q.values.arg(16),
+                        self.plan.arg(4),
+                        ids.arg(4),
+                        arena.arg(4),
+                        arena.arg(16),
+                        self.scratch.partials.arg(4),
+                        self.scratch.stats.arg(4),
+                        self.angles.arg(4),
+                        layer as u32,
+                        first as u32,
+                        self.angle_set(kind, false),
+                        s,
+                    )
+                });
+                self.timer.time(&self.client, "combine", || {
+                    flash::combine::launch_unchecked(
+                        &self.client,
+                        CubeCount::new_2d(s.heads as u32, rows),
+                        CubeDim::new_1d((s.attend.row.width as u32 / 4).next_multiple_of(32)),
+                        self.scratch.partials.arg(16),
+                        self.scratch.stats.arg(4),
+                        sinks.values.arg(4),
+                        self.angles.arg(4),
+                        arg,
+                        first as u32,
+                        self.angle_set(kind, false),
+                        splits as u32,
+                        s,
+                    )
+                });
+            }
         }
     }
 }

@@ -1,17 +1,23 @@
 //! The backend: its buffers, the plan of a pass, and the trait's methods, each a line over the step in its module.
 
+use crate::attention::{Absorbing, PARTIALS};
 use crate::buffer::{Buffer, device_error};
 use crate::device::{DeviceInfo, matrix_tile};
+use crate::kernels::cache::RowShape;
 use crate::kernels::tables;
+use crate::graph::{Key, Recorder};
+use crate::hyper::Join;
 use crate::layout::{Format, Packed, pack};
 use crate::rows::{Experts, Matrix, Routes, Rows, Selection, Table, Vector};
 use crate::store::{Arena, Sizes, Store};
+use crate::timer::Timer;
 use cubecl::client::Client;
+use cubecl_environment::stream::StreamId;
 use ds4_gguf::Tensor;
 use ds4_model::cache::{Layout, Part};
 use ds4_model::{
-    Backend, BackendError, Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan,
-    Role, RopeTables, Run, Shape, Steps,
+    Backend, BackendError, Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp,
+    PassForm, Plan, Role, RopeTables, Run, RunRows, Shape, Steps,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,15 +29,24 @@ pub struct Options {
     pub exact: bool,
     /// Most rows of a pass.
     pub max_rows: usize,
-    /// Bytes for the caches of sessions, taken at once; 0 takes what each session needs.
+    /// Bytes for the caches of sessions. Sessions that are to share a pass must fit into them together; another
+    /// gets memory of its own.
     pub kv_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { exact: false, max_rows: 2048, kv_bytes: 0 }
+        Options { exact: false, max_rows: 2048, kv_bytes: 64 << 20 }
     }
 }
+
+/// Most rows of a pass that is recorded.
+const MOST_RECORDED: usize = 16;
+/// Positions that a recorded pass reaches at the least; it reaches the next power of two.
+const LEAST_REACH: usize = 1024;
+
+/// Bytes of an arena, at the least: small sessions share it.
+const LEAST_ARENA: u64 = 64 << 20;
 
 /// What is known of the device.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +57,8 @@ pub(crate) struct Abilities {
     pub(crate) few: usize,
     /// Side of the matrix units' tiles.
     pub(crate) tile: Option<usize>,
+    /// Bytes of shared memory of a cube.
+    pub(crate) shared: usize,
 }
 
 /// Scratch of a pass, allocated once.
@@ -50,6 +67,9 @@ pub(crate) struct Scratch {
     pub(crate) partial: Buffer,
     /// `[n * (used + 1), I]`: hidden activations of the experts.
     pub(crate) hidden: Rows,
+    /// `[PARTIALS, H, d]` and `[PARTIALS, H, 2]`: sums of attention and what they are relative to.
+    pub(crate) partials: Buffer,
+    pub(crate) stats: Buffer,
     /// `[tile of rows, keys]`: index scores.
     pub(crate) scores: Buffer,
     /// int8 index queries `[n, IH * ID]`, and their scales.
@@ -76,8 +96,16 @@ pub(crate) struct Grouped {
 pub(crate) struct Current {
     /// Rows.
     pub(crate) n: usize,
+    /// Positions that its rows can see: how far it goes back, or in a recorded pass, how far it may.
+    pub(crate) reach: usize,
     /// Rows whose logits are wanted.
     pub(crate) outputs: Vec<usize>,
+    /// How the sessions store rows.
+    pub(crate) row: Option<RowShape>,
+    /// Whether every row is the only one of its session.
+    pub(crate) single: bool,
+    /// Whether steps are looked at one by one: then each leaves what it should.
+    pub(crate) observed: bool,
 }
 
 /// The GPU backend.
@@ -100,6 +128,11 @@ pub struct Gpu {
     pub(crate) nothing: [Buffer; 2],
     pub(crate) scratch: Scratch,
     pub(crate) current: Current,
+    pub(crate) timer: Timer,
+    /// Work that waits to become part of the next kernel.
+    pub(crate) pending_join: Option<Join>,
+    pub(crate) absorbing: Option<Absorbing>,
+    recorder: Recorder,
     arenas: Vec<Arc<Arena>>,
     staging: Packed,
 }
@@ -109,7 +142,8 @@ impl Gpu {
     pub fn new(shape: &Shape, devices: &[DeviceInfo], options: Options) -> Result<Self, BackendError> {
         let device = devices.first().ok_or_else(|| BackendError::new("no GPU was named"))?;
         check(shape)?;
-        let client = device.client();
+        let mut client = device.client();
+        pin_stream(&mut client);
         let hardware = &client.properties().hardware;
         // Matrix units are programmed by planes, whose size must then be certain.
         let certain = hardware.plane_size_min == hardware.plane_size_max;
@@ -118,6 +152,7 @@ impl Gpu {
             plane: hardware.plane_size_max,
             few: if tile.is_some() { 16 } else { usize::MAX },
             tile,
+            shared: hardware.max_shared_memory_size,
         };
         let rows = options.max_rows;
         let mut ratios: Vec<usize> = shape.layers.iter().filter_map(|k| k.ratio()).collect();
@@ -139,6 +174,8 @@ impl Gpu {
                     parts: f32s(rows * (shape.experts_used + 1) * shape.width.next_multiple_of(64)),
                 }
             }),
+            partials: f32s(if abilities.tile.is_some() { PARTIALS * shape.q_width() } else { 0 }),
+            stats: f32s(2 * PARTIALS * shape.heads),
             scores: f32s(1),
             index_words: f32s(index_rows * index_width / 4),
             index_scales: f32s(index_rows * index_width / 32),
@@ -154,6 +191,10 @@ impl Gpu {
             ratios,
             scratch,
             current: Current::default(),
+            timer: Timer::default(),
+            pending_join: None,
+            absorbing: None,
+            recorder: Recorder::default(),
             arenas: Vec::new(),
             staging: Packed::default(),
             shape: shape.clone(),
@@ -261,6 +302,39 @@ impl Gpu {
         }
     }
 
+    /// The form under which a pass can be recorded: one token of each of a few sessions, the logits of all.
+    fn recordable(
+        &self,
+        form: PassForm,
+        plan: &Plan,
+        runs: &[Run<'_, Store>],
+        streams: &Rows,
+    ) -> Option<Key> {
+        let n = plan.len();
+        let single = runs.len() == n && plan.outputs.len() == n && n <= MOST_RECORDED;
+        let context = runs.iter().map(|r| r.store.layout.context).max()?;
+        let end = plan.runs.iter().map(RunRows::end).max()?;
+        let reach = end.next_power_of_two().max(LEAST_REACH).min(context.max(end));
+        (single && !form.observed && !self.timer.is_on()).then(|| Key {
+            draft: form.draft,
+            n,
+            reach,
+            selects: plan.most_visible(4) > self.shape.index_top_k,
+            streams: streams.values.id(),
+            arena: runs.first().map_or(0, |r| r.store.arena.buffer.id()),
+        })
+    }
+
+    /// Starts or stops taking the time of every kernel, which slows everything down.
+    pub fn time_kernels(&mut self, on: bool) {
+        self.timer.switch(on);
+    }
+
+    /// Name, launches and seconds of every kernel since timing was switched on, the longest first.
+    pub fn kernel_times(&self) -> Vec<(&'static str, usize, f64)> {
+        self.timer.times()
+    }
+
     /// The arena of the stores of a pass.
     pub(crate) fn arena(&self, runs: &[Run<'_, Store>]) -> Buffer {
         runs.first().map_or_else(|| self.nothing[0].clone(), |r| r.store.arena.buffer.clone())
@@ -274,6 +348,14 @@ impl Gpu {
     pub(crate) fn sizes(&self, layout: &Layout) -> Sizes {
         Sizes::new(&layout.codec, self.shape.norm_eps)
     }
+}
+
+/// All work goes to one queue of the device, whichever thread asks for it: it is in order then, and a recording
+/// sees all of it.
+#[allow(unsafe_code)]
+fn pin_stream(client: &mut Client) {
+    // SAFETY: this client and its clones are the only ones that use the buffers made through it.
+    unsafe { client.set_stream(StreamId::current()) };
 }
 
 /// Shapes that the kernels cannot compute.
@@ -302,19 +384,33 @@ impl Backend for Gpu {
 
     fn begin(
         &mut self,
+        form: PassForm,
         plan: &Plan,
         runs: &mut [Run<'_, Store>],
-        _draft: bool,
-        _observed: bool,
+        streams: &Rows,
     ) -> Result<Steps, BackendError> {
         let first = runs.first().map(|r| Arc::as_ptr(&r.store.arena));
         if runs.iter().any(|r| Some(Arc::as_ptr(&r.store.arena)) != first) {
-            return Err(BackendError::new("sessions of one pass must lie in one arena of GPU memory"));
+            return Err(BackendError::new(
+                "sessions of one pass do not lie in one arena of GPU memory: their caches together are larger \
+                 than was said when the backend was made",
+            ));
         }
+        let key = self.recordable(form, plan, runs, streams);
+        let end = plan.runs.iter().map(RunRows::end).max().unwrap_or(0);
         self.current.n = plan.len();
+        self.current.single = runs.len() == plan.len();
+        self.current.observed = form.observed;
+        self.current.row = runs.first().map(|r| self.sizes(&r.store.layout).row);
+        (self.pending_join, self.absorbing) = (None, None);
+        self.current.reach = key.as_ref().map_or(end, |k| k.reach);
         self.current.outputs.clone_from(&plan.outputs);
+        self.recorder.settle(&self.client, key.as_ref());
         self.send_plan(plan, runs);
-        Ok(Steps::Needed)
+        self.recorder.begin(&self.client, key)
+    }
+    fn end(&mut self) -> Result<(), BackendError> {
+        self.recorder.end(&self.client)
     }
 
     fn matrix(&mut self, tensor: &Tensor, out: usize, input: usize) -> Result<Matrix, BackendError> {
@@ -359,7 +455,7 @@ impl Backend for Gpu {
         }
         self.arenas.retain(|a| !a.is_empty());
         let words = Store::words(layout, &sizes)?;
-        let budget = u32::try_from(self.options.kv_bytes / 4).unwrap_or(u32::MAX);
+        let budget = u32::try_from(self.options.kv_bytes.max(LEAST_ARENA) / 4).unwrap_or(u32::MAX);
         let arena = Arena::new(&self.client, words.max(budget));
         self.arenas.push(Arc::clone(&arena));
         let store = Store::new(&self.client, &arena, layout, sizes)?;
@@ -386,6 +482,7 @@ impl Backend for Gpu {
         store.import(&self.client, layer, part, range, bytes)
     }
     fn read(&mut self, rows: &Rows, out: &mut [f32]) -> Result<(), BackendError> {
+        self.finish_join(rows);
         let n = out.len() / rows.width.max(1);
         let bytes = rows.values.read(&self.client, 0, 4 * (n * rows.stride) as u64)?;
         for (out, row) in out.chunks_exact_mut(rows.width).zip(bytes.chunks_exact(4 * rows.stride)) {
@@ -469,11 +566,11 @@ impl Backend for Gpu {
         layer: usize,
         q: &mut Rows,
         weights: &Rows,
-        plan: &Plan,
+        _plan: &Plan,
         runs: &mut [Run<'_, Store>],
         selection: &mut Selection,
     ) {
-        self.select_step(layer, (q, weights), plan, runs, selection);
+        self.select_step(layer, (q, weights), runs, selection);
     }
     fn attend(
         &mut self,
@@ -481,11 +578,11 @@ impl Backend for Gpu {
         q: &Rows,
         sinks: &Vector,
         selection: Option<&Selection>,
-        plan: &Plan,
+        _plan: &Plan,
         runs: &mut [Run<'_, Store>],
         out: &mut Rows,
     ) {
-        self.attend_step(layer, (q, sinks), selection, plan, runs, out);
+        self.attend_step(layer, (q, sinks), selection, runs, out);
     }
     fn project_groups(&mut self, w: &Matrix, heads: &Rows, low: &mut Rows) {
         self.project_groups_step(w, heads, low);

@@ -15,7 +15,7 @@ const CUBES: u32 = 4096;
 #[allow(unsafe_code)]
 pub(crate) fn read(client: &Client) -> Option<f64> {
     let handle = client.memory_dedicated_allocation((), |()| client.empty(BYTES as usize));
-    let data = Buffer { handle, bytes: BYTES };
+    let data = Buffer::of(handle, BYTES);
     let out = Buffer::new(client, 4 * u64::from(CUBES));
     let run = |times: u32| {
         let start = Instant::now();

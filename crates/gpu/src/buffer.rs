@@ -5,12 +5,14 @@ use cubecl::client::Client;
 use cubecl::prelude::BufferArg;
 use cubecl::server::Handle;
 use ds4_model::BackendError;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Some device memory.
 #[derive(Clone)]
 pub(crate) struct Buffer {
     pub(crate) handle: Handle,
     pub(crate) bytes: u64,
+    id: u64,
 }
 
 /// Failures of the device, as errors of a backend.
@@ -24,7 +26,17 @@ impl Buffer {
         // Whole 16-byte vectors, so that every element type can view it.
         let bytes = bytes.max(16).next_multiple_of(16);
         let handle = client.memory_persistent_allocation((), |()| client.empty(bytes as usize));
-        Buffer { handle, bytes }
+        Buffer::of(handle, bytes)
+    }
+
+    pub(crate) fn of(handle: Handle, bytes: u64) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Buffer { handle, bytes, id: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Tells it from every other buffer.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     pub(crate) fn zeroed(client: &Client, bytes: u64) -> Self {

@@ -71,6 +71,12 @@ impl DeviceInfo {
         }
     }
 
+    /// A device that is none of the machine's, for tests.
+    #[doc(hidden)]
+    pub fn of_client(api: Api, client: Client) -> Self {
+        DeviceInfo::new(api, 0, client, false)
+    }
+
     pub(crate) fn client(&self) -> Client {
         self.client.0.clone()
     }

@@ -31,29 +31,29 @@ impl Gpu {
         };
         // SAFETY: the table's values were checked to be experts.
         unsafe {
-            experts::route::launch_unchecked(
-                &self.client,
-                CubeCount::new_1d(logits.n as u32),
-                CubeDim::new_1d(256),
-                logits.values.arg(4),
-                bias.arg(4),
-                table.arg(4),
-                self.plan.arg(4),
-                routes.ids.arg(4),
-                routes.weights.arg(4),
-                s,
-            );
+            self.timer.time(&self.client, "route", || {
+                experts::route::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_1d(logits.n as u32),
+                    CubeDim::new_1d(256),
+                    logits.values.arg(4),
+                    bias.arg(4),
+                    table.arg(4),
+                    self.plan.arg(4),
+                    routes.ids.arg(4),
+                    routes.weights.arg(4),
+                    s,
+                )
+            });
         }
     }
 
     fn expert(&self, matrices: &[&Matrix], clamp: f32, rows: usize, y: &Rows) -> Expert {
-        let hidden = &self.scratch.hidden;
         let units = matrices.iter().map(|m| m.units()).min().unwrap_or(1);
         Expert {
             hidden: self.shape.expert_width,
             width: self.shape.width,
             used: self.shape.experts_used,
-            hidden_stride: hidden.stride,
             stride: y.stride,
             clamp: Real::new(clamp),
             per_plane: rows_per_plane(units, self.abilities.plane, 4, rows),
@@ -76,47 +76,57 @@ impl Gpu {
         }
         y.take(n, self.shape.width);
         let used = self.shape.experts_used;
-        for (gate, up, pairs, is_shared) in
-            [(&shared.gate, &shared.up, n, true), (gate, up, n * used, false)]
-        {
-            let s = self.expert(&[gate, up], ffn.clamp, self.shape.expert_width, y);
-            // SAFETY: routes are experts; hidden has a row for every pair.
-            unsafe {
+        let planes = self.planes();
+        let mut s = self.expert(&[gate, up, &shared.gate, &shared.up], ffn.clamp, self.shape.expert_width, y);
+        s.per_plane = if s.hidden.is_multiple_of(4) { 4 } else { s.per_plane };
+        let per_cube = planes * s.per_plane;
+        // Blocks of the int8 form must not straddle cubes.
+        let (down, shared_down) = (&ffn.down.all, &shared.down);
+        let int8 = down.format.int8() || shared_down.format.int8();
+        let quantize = int8 && per_cube.is_multiple_of(32);
+        let out = self.scratch.hidden.output(n * (used + 1), quantize);
+        // SAFETY: routes are experts; hidden has a row for every pair.
+        unsafe {
+            self.timer.time(&self.client, "hidden", || {
                 experts::hidden::launch_unchecked(
                     &self.client,
-                    CubeCount::new_2d(self.plane_cubes(s.hidden, s.per_plane), pairs as u32),
+                    CubeCount::new_2d(s.hidden.div_ceil(per_cube) as u32, (n * (used + 1)) as u32),
                     self.plane_dim(),
                     x.input(),
                     gate.arg(),
                     up.arg(),
+                    shared.gate.arg(),
+                    shared.up.arg(),
                     routes.ids.arg(4),
                     routes.weights.arg(4),
                     self.words.arg(8),
-                    self.scratch.hidden.values.arg(4),
+                    out,
+                    (n * used) as u32,
                     s,
-                    is_shared,
-                );
-            }
+                    per_cube,
+                )
+            });
         }
-        let (down, shared_down) = (&ffn.down.all, &shared.down);
-        if down.format.int8() || shared_down.format.int8() {
+        if int8 && !quantize {
             self.quantize(&self.scratch.hidden, n * (used + 1));
         }
         let s = self.expert(&[down, shared_down], ffn.clamp, self.shape.width, y);
         // SAFETY: as above; `y` has a row for every row.
         unsafe {
-            experts::down::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(self.plane_cubes(s.width, s.per_plane), n as u32),
-                self.plane_dim(),
-                self.scratch.hidden.input(),
-                down.arg(),
-                shared_down.arg(),
-                routes.ids.arg(4),
-                self.words.arg(8),
-                y.values.arg(4),
-                s,
-            );
+            self.timer.time(&self.client, "down", || {
+                experts::down::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(self.plane_cubes(s.width, s.per_plane), n as u32),
+                    self.plane_dim(),
+                    self.scratch.hidden.input(),
+                    down.arg(),
+                    shared_down.arg(),
+                    routes.ids.arg(4),
+                    self.words.arg(8),
+                    y.values.arg(4),
+                    s,
+                )
+            });
         }
     }
 
@@ -149,63 +159,71 @@ impl Gpu {
         let tiles = |is_shared: bool| if is_shared { n.div_ceil(TILE_ROWS) } else { most } as u32;
         // SAFETY: routes are experts; every buffer has a row for every pair, and room for `most` tiles.
         unsafe {
-            matmul::sort_pairs::launch_unchecked(
-                &self.client,
-                CubeCount::new_single(),
-                CubeDim::new_1d(256),
-                routes.ids.arg(4),
-                grouped.sorted.arg(4),
-                grouped.tiles.arg(4),
-                (n * used) as u32,
-                experts,
-                TILE_ROWS as u32,
-            );
+            self.timer.time(&self.client, "sort_pairs", || {
+                matmul::sort_pairs::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_single(),
+                    CubeDim::new_1d(256),
+                    routes.ids.arg(4),
+                    grouped.sorted.arg(4),
+                    grouped.tiles.arg(4),
+                    (n * used) as u32,
+                    experts,
+                    TILE_ROWS as u32,
+                )
+            });
             for (gate, up, is_shared) in
                 [(&shared.gate, &shared.up, true), (&ffn.gate.all, &ffn.up.all, false)]
             {
                 let s = shape(is_shared, x.stride, self.shape.expert_width, hidden.stride);
-                matmul::hidden_matmul::launch_unchecked(
-                    &self.client,
-                    CubeCount::new_2d(s.columns.div_ceil(COLUMNS / 2) as u32, tiles(is_shared)),
-                    dim,
-                    x.values.arg(16),
-                    gate.arg(),
-                    up.arg(),
-                    words.arg(16),
-                    grouped.sorted.arg(4),
-                    grouped.tiles.arg(4),
-                    routes.weights.arg(4),
-                    hidden.values.arg(4),
-                    n as u32,
-                    s,
-                );
+                self.timer.time(&self.client, "hidden_matmul", || {
+                    matmul::hidden_matmul::launch_unchecked(
+                        &self.client,
+                        CubeCount::new_2d(s.columns.div_ceil(COLUMNS / 2) as u32, tiles(is_shared)),
+                        dim,
+                        x.values.arg(16),
+                        gate.arg(),
+                        up.arg(),
+                        words.arg(16),
+                        grouped.sorted.arg(4),
+                        grouped.tiles.arg(4),
+                        routes.weights.arg(4),
+                        hidden.values.arg(4),
+                        n as u32,
+                        s,
+                    )
+                });
             }
             for (down, is_shared) in [(&shared.down, true), (&ffn.down.all, false)] {
                 let s = shape(is_shared, hidden.stride, self.shape.width, y.stride);
-                matmul::down_matmul::launch_unchecked(
-                    &self.client,
-                    CubeCount::new_2d(s.columns.div_ceil(COLUMNS) as u32, tiles(is_shared)),
-                    dim,
-                    hidden.values.arg(16),
-                    down.arg(),
-                    words.arg(16),
-                    grouped.sorted.arg(4),
-                    grouped.tiles.arg(4),
-                    grouped.parts.arg(4),
-                    n as u32,
-                    s,
-                );
+                self.timer.time(&self.client, "down_matmul", || {
+                    matmul::down_matmul::launch_unchecked(
+                        &self.client,
+                        CubeCount::new_2d(s.columns.div_ceil(COLUMNS) as u32, tiles(is_shared)),
+                        dim,
+                        hidden.values.arg(16),
+                        down.arg(),
+                        words.arg(16),
+                        grouped.sorted.arg(4),
+                        grouped.tiles.arg(4),
+                        grouped.parts.arg(4),
+                        n as u32,
+                        s,
+                    )
+                });
             }
-            matmul::combine::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d((self.shape.width / 4).div_ceil(128) as u32, n as u32),
-                CubeDim::new_1d(128),
-                grouped.parts.arg(16),
-                y.values.arg(16),
-                used,
-                self.shape.width,
-                y.stride,
-            );
+            self.timer.time(&self.client, "combine", || {
+                matmul::combine::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d((self.shape.width / 4).div_ceil(128) as u32, n as u32),
+                    CubeDim::new_1d(128),
+                    grouped.parts.arg(16),
+                    y.values.arg(16),
+                    used,
+                    self.shape.width,
+                    y.stride,
+                )
+            });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Embedding, norms and hyper-connections on the device.
 
 use crate::backend::Gpu;
+use crate::buffer::Buffer;
 use crate::kernels::common::Real;
 use crate::kernels::hyper::{self, Hyper};
 use crate::layout::Format;
@@ -8,6 +9,14 @@ use crate::rows::{Matrix, Rows, Vector};
 use cubecl::prelude::*;
 use ds4_model::{HeadMix, HyperConnection, Mtp, Shape};
 use half::f16;
+
+/// A join of a sublayer's output into streams that waits to be made.
+pub(crate) struct Join {
+    /// The streams, by their buffer.
+    streams: u64,
+    y: Buffer,
+    mix: Buffer,
+}
 
 /// Units of a cube where a row is a cube.
 pub(crate) const UNITS: u32 = 256;
@@ -63,11 +72,11 @@ impl Gpu {
 
     /// Joins `y` into the streams (if given), and computes their products with a control matrix (if given).
     #[allow(unsafe_code)]
-    fn control(&self, n: usize, streams: &Rows, join: Option<(&Rows, &Rows)>, matrix: Option<&Matrix>) -> Hyper {
+    fn control(&self, n: usize, streams: &Rows, join: Option<&Join>, matrix: Option<&Matrix>) -> Hyper {
         let controls = matrix.map_or(0, |m| m.rows);
         let s = hyper(&self.shape, controls, matrix.map_or(0, |m| m.format.padded(m.input)));
         let nothing = &self.nothing;
-        let (y, mix) = join.map_or((&nothing[0], &nothing[1]), |(y, mix)| (&y.values, &mix.values));
+        let (y, mix) = join.map_or((&nothing[0], &nothing[1]), |j| (&j.y, &j.mix));
         let half = matrix.is_some_and(|m| m.format == Format::F16);
         let weights = matrix.map_or(nothing[0].arg(8), |m| m.quants.arg(if half { 4 } else { 8 }));
         let count = CubeCount::new_2d(s.parts() as u32, n as u32);
@@ -78,13 +87,17 @@ impl Gpu {
         // SAFETY: sizes are those of the shape; `partial` was allocated for the larger number of controls.
         unsafe {
             if half {
-                hyper::hc_control::launch_unchecked::<f16>(
-                    client, count, dim, streams, y, mix, weights, partial, s, join, project,
-                );
+                self.timer.time(&self.client, "hc_control", || {
+                    hyper::hc_control::launch_unchecked::<f16>(
+                        client, count, dim, streams, y, mix, weights, partial, s, join, project,
+                    )
+                });
             } else {
-                hyper::hc_control::launch_unchecked::<f32>(
-                    client, count, dim, streams, y, mix, weights, partial, s, join, project,
-                );
+                self.timer.time(&self.client, "hc_control", || {
+                    hyper::hc_control::launch_unchecked::<f32>(
+                        client, count, dim, streams, y, mix, weights, partial, s, join, project,
+                    )
+                });
             }
         }
         s
@@ -100,28 +113,42 @@ impl Gpu {
         mix: &mut Rows,
     ) {
         let n = self.current.n;
-        let s = self.control(n, streams, None, Some(&hc.mix));
+        // The join of the sublayer before is part of the same kernel.
+        let join = self.pending_join.take().filter(|j| j.streams == streams.values.id());
+        let s = self.control(n, streams, join.as_ref(), Some(&hc.mix));
         mix.take(n, mix.width);
         let out = x.output(n, !self.options.exact);
         // SAFETY: sizes are those of the shape.
         unsafe {
-            hyper::hc_mix::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(n as u32, 2),
-                CubeDim::new_1d(UNITS),
-                streams.values.arg(16),
-                self.scratch.partial.arg(4),
-                hc.affine.values.arg(4),
-                norm.values.arg(16),
-                out,
-                mix.values.arg(4),
-                s,
-            );
+            self.timer.time(&self.client, "hc_mix", || {
+                hyper::hc_mix::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(n as u32, 2),
+                    CubeDim::new_1d(UNITS),
+                    streams.values.arg(16),
+                    self.scratch.partial.arg(4),
+                    hc.affine.values.arg(4),
+                    norm.values.arg(16),
+                    out,
+                    mix.values.arg(4),
+                    s,
+                )
+            });
         }
     }
 
+    /// Joining waits for the next split of the same streams; whoever reads them before calls
+    /// [`Gpu::finish_join`].
     pub(crate) fn hc_join_step(&mut self, y: &Rows, mix: &Rows, streams: &mut Rows) {
-        self.control(self.current.n, streams, Some((y, mix)), None);
+        let (y, mix) = (y.values.clone(), mix.values.clone());
+        self.pending_join = Some(Join { streams: streams.values.id(), y, mix });
+    }
+
+    /// Joins what waits, if it waits for these streams.
+    pub(crate) fn finish_join(&mut self, streams: &Rows) {
+        if let Some(join) = self.pending_join.take_if(|j| j.streams == streams.values.id()) {
+            self.control(self.current.n, streams, Some(&join), None);
+        }
     }
 
     #[allow(unsafe_code)]
@@ -131,61 +158,72 @@ impl Gpu {
         z.take(n, self.shape.width);
         // SAFETY: sizes are those of the shape.
         unsafe {
-            hyper::hc_head::launch_unchecked(
-                &self.client,
-                CubeCount::new_1d(n as u32),
-                CubeDim::new_1d(UNITS),
-                streams.values.arg(16),
-                self.scratch.partial.arg(4),
-                head.affine.values.arg(4),
-                z.values.arg(16),
-                s,
-                z.stride,
-            );
+            self.timer.time(&self.client, "hc_head", || {
+                hyper::hc_head::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_1d(n as u32),
+                    CubeDim::new_1d(UNITS),
+                    streams.values.arg(16),
+                    self.scratch.partial.arg(4),
+                    head.affine.values.arg(4),
+                    z.values.arg(16),
+                    s,
+                    z.stride,
+                )
+            });
         }
     }
 
     #[allow(unsafe_code)]
     pub(crate) fn norm_step(&mut self, weight: &Vector, x: &Rows, out: &mut Rows) {
+        if self.absorbing.is_some() {
+            self.absorb(weight, x, out);
+            return;
+        }
         let (n, width, stride) = (x.n, x.width, x.stride);
         let eps = Real::new(self.shape.norm_eps);
         let out = out.output(n, !self.options.exact);
         // SAFETY: both have `n` rows of `width` values.
         unsafe {
-            hyper::norm::launch_unchecked(
-                &self.client,
-                CubeCount::new_1d(n as u32),
-                CubeDim::new_1d(UNITS),
-                x.values.arg(16),
-                weight.values.arg(16),
-                out,
-                width,
-                stride,
-                eps,
-            );
+            self.timer.time(&self.client, "norm", || {
+                hyper::norm::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_1d(n as u32),
+                    CubeDim::new_1d(UNITS),
+                    x.values.arg(16),
+                    weight.values.arg(16),
+                    out,
+                    width,
+                    stride,
+                    eps,
+                )
+            });
         }
     }
 
     #[allow(unsafe_code)]
     pub(crate) fn gather_step(&mut self, from: &Rows, rows: &[usize], to: &mut Rows) {
+        self.finish_join(from);
         let outputs = &self.current.outputs;
         let first = outputs.windows(rows.len().max(1)).position(|w| w == rows).unwrap_or(0);
         to.take(rows.len(), from.width);
         let first = 4 * self.options.max_rows + first;
         // SAFETY: the plan lists rows of the pass.
         unsafe {
-            hyper::gather::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(cubes(from.width / 4, 128), rows.len() as u32),
-                CubeDim::new_1d(128),
-                from.values.arg(16),
-                self.plan.arg(4),
-                to.values.arg(16),
-                first as u32,
-                from.width / 4,
-                from.stride,
-                to.stride,
-            );
+            self.timer.time(&self.client, "gather", || {
+                hyper::gather::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(cubes(from.width / 4, 128), rows.len() as u32),
+                    CubeDim::new_1d(128),
+                    from.values.arg(16),
+                    self.plan.arg(4),
+                    to.values.arg(16),
+                    first as u32,
+                    from.width / 4,
+                    from.stride,
+                    to.stride,
+                )
+            });
         }
     }
 
@@ -194,17 +232,20 @@ impl Gpu {
     pub(crate) fn quantize(&self, x: &Rows, n: usize) {
         // SAFETY: whole rows.
         unsafe {
-            hyper::quantize::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(cubes(x.stride / 4, UNITS), n as u32),
-                CubeDim::new_1d(UNITS),
-                x.refill(),
-            );
+            self.timer.time(&self.client, "quantize", || {
+                hyper::quantize::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(cubes(x.stride / 4, UNITS), n as u32),
+                    CubeDim::new_1d(UNITS),
+                    x.refill(),
+                )
+            });
         }
     }
 
     #[allow(unsafe_code)]
     pub(crate) fn draft_input_step(&mut self, mtp: &Mtp<Gpu>, table: &Matrix, streams: &mut Rows) {
+        self.finish_join(streams);
         let (n, d, copies) = (self.current.n, self.shape.width, self.shape.streams);
         let rows = self.options.max_rows;
         let draft = self.scratch.draft.take();
@@ -220,33 +261,37 @@ impl Gpu {
         let (eps, out) = (Real::new(self.shape.norm_eps), stream.output(n * copies, !self.options.exact));
         // SAFETY: streams lie side by side where the width is that of the stride.
         unsafe {
-            hyper::norm::launch_unchecked(
-                &self.client,
-                CubeCount::new_1d((n * copies) as u32),
-                CubeDim::new_1d(UNITS),
-                streams.values.arg(16),
-                mtp.h_norm.values.arg(16),
-                out,
-                d,
-                d,
-                eps,
-            );
+            self.timer.time(&self.client, "norm", || {
+                hyper::norm::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_1d((n * copies) as u32),
+                    CubeDim::new_1d(UNITS),
+                    streams.values.arg(16),
+                    mtp.h_norm.values.arg(16),
+                    out,
+                    d,
+                    d,
+                    eps,
+                )
+            });
         }
         self.project_step(stream, &mut [(&mtp.h_proj, h)]);
         let s = hyper(&self.shape, 0, 0);
         streams.take(n, copies * d);
         // SAFETY: sizes are those of the shape.
         unsafe {
-            hyper::add_embedding::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(cubes(d / 4, 128), n as u32),
-                CubeDim::new_1d(128),
-                h.values.arg(16),
-                e.values.arg(16),
-                streams.values.arg(16),
-                s,
-                h.stride,
-            );
+            self.timer.time(&self.client, "add_embedding", || {
+                hyper::add_embedding::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(cubes(d / 4, 128), n as u32),
+                    CubeDim::new_1d(128),
+                    h.values.arg(16),
+                    e.values.arg(16),
+                    streams.values.arg(16),
+                    s,
+                    h.stride,
+                )
+            });
         }
         self.scratch.draft = Some(draft);
     }

@@ -7,6 +7,7 @@ mod bandwidth;
 mod buffer;
 mod device;
 mod experts;
+mod graph;
 mod hyper;
 // Kernels generate types of their own, which nobody outside sees.
 #[allow(missing_docs, unreachable_pub, unsafe_code, clippy::too_many_arguments)]
@@ -15,6 +16,7 @@ mod layout;
 mod project;
 mod rows;
 mod store;
+mod timer;
 
 pub use backend::{Gpu, Options};
 pub use device::{Api, DeviceInfo, devices};

@@ -2,7 +2,7 @@
 
 use crate::backend::Gpu;
 use crate::kernels::matmul::{self, COLUMNS, Dense, Tiling};
-use crate::kernels::project::{JobLaunch, project};
+use crate::kernels::project::{self, JobLaunch};
 use crate::layout::Format;
 use crate::rows::{Matrix, Rows};
 use cubecl::prelude::*;
@@ -26,11 +26,21 @@ pub(crate) fn rows_per_plane(units: usize, plane: u32, columns: usize, rows: usi
     [4, 2, 1].into_iter().find(|&r| r <= wanted.min(fit) && rows.is_multiple_of(r)).unwrap_or(1)
 }
 
+/// Rows of activations that a plane takes at once.
+fn columns(n: usize) -> usize {
+    [1, 2, 4].into_iter().find(|&c| c >= n).unwrap_or(8)
+}
+
 impl Gpu {
     /// Cubes so that every `per_plane` of `rows` rows have a plane.
     pub(crate) fn plane_cubes(&self, rows: usize, per_plane: usize) -> u32 {
-        let planes = (UNITS / self.abilities.plane).max(1) as usize;
+        let planes = self.planes();
         rows.div_ceil(planes * per_plane) as u32
+    }
+
+    /// Planes of a cube, at the least.
+    pub(crate) fn planes(&self) -> usize {
+        (UNITS / self.abilities.plane).max(1) as usize
     }
 
     pub(crate) fn plane_dim(&self) -> CubeDim {
@@ -60,7 +70,46 @@ impl Gpu {
     pub(crate) fn project_groups_step(&mut self, w: &Matrix, x: &Rows, out: &mut Rows) {
         out.take(x.n, w.rows);
         let group = w.rows / (x.width / w.input);
-        self.products(x, &[(w, &*out, group)]);
+        if !self.quantized_products(x, w, out, group) {
+            self.products(x, &[(w, &*out, group)]);
+        }
+    }
+
+    /// Products of few rows that another product will want in int8, if their shape allows it.
+    #[allow(unsafe_code)]
+    fn quantized_products(&self, x: &Rows, w: &Matrix, out: &mut Rows, group: usize) -> bool {
+        let planes = self.planes();
+        let columns = columns(x.n);
+        let per_plane = if columns <= 4 { 4 } else { 2 };
+        let per_cube = planes * per_plane;
+        let certain = self.abilities.tile.is_some();
+        if !certain || x.n > self.abilities.few || !per_cube.is_multiple_of(32) || !group.is_multiple_of(per_cube) {
+            return false;
+        }
+        if w.format.int8() && !x.quantized {
+            self.quantize(x, x.n);
+        }
+        let arg = out.output(x.n, true);
+        // SAFETY: as for plain products.
+        unsafe {
+            self.timer.time(&self.client, "project_quantized", || {
+                project::project_quantized::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d((w.rows / per_cube) as u32, x.n.div_ceil(columns) as u32),
+                    self.plane_dim(),
+                    x.input(),
+                    w.arg(),
+                    self.words.arg(8),
+                    arg,
+                    x.n as u32,
+                    group,
+                    per_plane,
+                    columns,
+                    per_cube,
+                )
+            });
+        }
+        true
     }
 
     /// How `rows` rows of activations are shared out, if the matrix units are to multiply so many.
@@ -78,17 +127,19 @@ impl Gpu {
         let s = Dense { tiling, x_stride: x.stride, columns: w.rows, group, stride: out.stride };
         // SAFETY: outputs have whole tiles of rows; columns beyond the last are not written.
         unsafe {
-            matmul::matmul::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(w.rows.div_ceil(COLUMNS) as u32, x.n.div_ceil(tiling.rows) as u32),
-                CubeDim::new_1d(matmul::UNITS as u32),
-                x.values.arg(16),
-                w.arg(),
-                self.half_words.arg(16),
-                out.values.arg(4),
-                x.n as u32,
-                s,
-            );
+            self.timer.time(&self.client, "matmul", || {
+                matmul::matmul::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(w.rows.div_ceil(COLUMNS) as u32, x.n.div_ceil(tiling.rows) as u32),
+                    CubeDim::new_1d(matmul::UNITS as u32),
+                    x.values.arg(16),
+                    w.arg(),
+                    self.half_words.arg(16),
+                    out.values.arg(4),
+                    x.n as u32,
+                    s,
+                )
+            });
         }
     }
 
@@ -104,7 +155,7 @@ impl Gpu {
         if !x.quantized && jobs.iter().any(|(w, ..)| w.format.int8()) {
             self.quantize(x, x.n);
         }
-        let columns = [1, 2, 4].into_iter().find(|&c| c >= x.n).unwrap_or(8);
+        let columns = columns(x.n);
         let mut first = 0;
         let mut args = SequenceArg::new();
         for (w, out, group) in jobs {
@@ -115,17 +166,19 @@ impl Gpu {
         let tables = jobs.iter().any(|(w, ..)| w.format == Format::Iq2);
         // SAFETY: every matrix has rows of the input's (or a group's) width, every output room for its rows.
         unsafe {
-            project::launch_unchecked(
-                &self.client,
-                CubeCount::new_2d(first, x.n.div_ceil(columns) as u32),
-                self.plane_dim(),
-                x.input(),
-                args,
-                self.words.arg(8),
-                x.n as u32,
-                columns,
-                tables,
-            );
+            self.timer.time(&self.client, "project", || {
+                project::project::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(first, x.n.div_ceil(columns) as u32),
+                    self.plane_dim(),
+                    x.input(),
+                    args,
+                    self.words.arg(8),
+                    x.n as u32,
+                    columns,
+                    tables,
+                )
+            });
         }
     }
 }

@@ -26,6 +26,15 @@ pub enum Steps {
     Recorded,
 }
 
+/// What a pass is of, besides its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PassForm {
+    /// The draft block instead of the model.
+    pub draft: bool,
+    /// Single steps are looked at.
+    pub observed: bool,
+}
+
 /// A device that computes the model's steps.
 ///
 /// All activations are f32 and row-major; a `Rows` buffer knows how many of its rows are in use, and a step
@@ -54,15 +63,15 @@ pub trait Backend: Sized + Send {
     fn scope<R: Send>(&mut self, f: impl FnOnce(&mut Self) -> R + Send) -> R {
         f(self)
     }
-    /// Starts a pass: `plan` and `runs` are what its steps will be given, `draft` tells the draft block from
-    /// the model. Where nobody is to observe single steps, a backend may have recorded an earlier pass of the
-    /// same form; it then answers [`Steps::Recorded`], and [`Backend::end`] computes all steps at once.
+    /// Starts a pass: `plan` and `runs` are what its steps will be given, `streams` is the buffer that all its
+    /// layers share. Where nobody observes single steps, a backend may have recorded an earlier pass of the same
+    /// form; it then answers [`Steps::Recorded`], and [`Backend::end`] computes all steps at once.
     fn begin(
         &mut self,
+        _form: PassForm,
         _plan: &Plan,
         _runs: &mut [Run<'_, Self::Store>],
-        _draft: bool,
-        _observed: bool,
+        _streams: &Self::Rows,
     ) -> Result<Steps, BackendError> {
         Ok(Steps::Needed)
     }

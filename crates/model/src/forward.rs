@@ -2,8 +2,8 @@
 
 use crate::cache::Layout;
 use crate::{
-    Attention, Backend, BackendError, Error, FeedForward, HeadMix, Layer, LayerKind, Model, Plan, Role, Run,
-    Shape, Steps, Tap,
+    Attention, Backend, BackendError, Error, FeedForward, HeadMix, Layer, LayerKind, Model, PassForm, Plan,
+    Role, Run, Shape, Steps, Tap,
 };
 use arrayvec::ArrayVec;
 
@@ -128,7 +128,7 @@ impl<B: Backend> Pass<B> {
         backend.scope(|b| {
             let mut cx = Context { b, runs, tap };
             let w = &model.weights;
-            let steps = cx.b.begin(&self.plan, cx.runs, false, cx.tap.on())?;
+            let steps = cx.b.begin(PassForm { draft: false, observed: cx.tap.on() }, &self.plan, cx.runs, &self.streams)?;
             if steps == Steps::Needed {
                 cx.b.embed(&w.embed, &self.plan, &mut self.streams);
                 self.see(&mut cx, "embed", |p| &p.streams)?;
@@ -161,7 +161,7 @@ impl<B: Backend> Pass<B> {
         }
         backend.scope(|b| {
             let mut cx = Context { b, runs, tap };
-            let steps = cx.b.begin(&self.plan, cx.runs, true, cx.tap.on())?;
+            let steps = cx.b.begin(PassForm { draft: true, observed: cx.tap.on() }, &self.plan, cx.runs, &self.streams)?;
             if steps == Steps::Needed {
                 let l = model.shape.layers.len();
                 cx.b.draft_input(mtp, &model.weights.embed, &self.plan, &mut self.streams);

@@ -17,7 +17,7 @@ mod shape;
 mod tap;
 mod weights;
 
-pub use backend::{Backend, BackendError, Steps};
+pub use backend::{Backend, BackendError, PassForm, Steps};
 pub use error::Error;
 pub use forward::{Logits, Pass};
 pub use plan::{Plan, Run, RunRows, Want};

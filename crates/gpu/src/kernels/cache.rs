@@ -5,6 +5,8 @@
 //! word `layer * PARTS + part` is the offset of a part from the base.
 
 use super::common::{Real, cube_sum, rms_scale, round_even};
+use super::dot::{Four, Output};
+use super::hyper::norm_row;
 use cubecl::prelude::*;
 
 /// Units of a cube that handles a row.
@@ -334,34 +336,49 @@ fn store_fp4(row: &Shared<[f32]>, arena: &mut [u32], at: u32, scales_at: u32, #[
     }
 }
 
-/// A.5: norm, rotation and rounding of each row `kv [n, width]`, into its session's window ring.
-#[cube(launch_unchecked)]
-pub fn push_window(
-    kv: &[f32],
-    norm: &[f32],
-    angles: &[f32],
-    plan: &[u32],
-    arena: &mut [u32],
-    layer: u32,
-    first_angle: u32,
-    #[comptime] s: RowShape,
-    #[comptime] ring: u32,
-    #[comptime] stride: usize,
-) {
-    let r = CUBE_POS_X as usize;
+/// What goes into the window.
+#[derive(CubeType, CubeLaunch)]
+pub struct WindowRows {
+    /// `[n, stride]`.
+    pub kv: Box<[f32]>,
+    /// `[width]`.
+    pub norm: Box<[f32]>,
+    /// First angle of the rows' positions.
+    pub first_angle: u32,
+    /// How they are stored.
+    #[cube(comptime)]
+    pub row: RowShape,
+    /// Slots of the ring.
+    #[cube(comptime)]
+    pub ring: u32,
+    /// Values from row to row.
+    #[cube(comptime)]
+    pub stride: usize,
+}
+
+/// A.5: norm, rotation and rounding of a row, into its session's window ring. The whole cube takes part.
+#[cube]
+fn push_row(w: &WindowRows, r: usize, angles: &[f32], plan: &[u32], arena: &mut [u32], layer: u32) {
+    let s = comptime!(w.row);
     let (position, base) = (plan[4 * r + 1], plan[4 * r + 2]);
     let mut row = Shared::<[f32]>::new_slice(comptime!(s.width));
     let mut k = UNIT_POS as usize;
     while k < comptime!(s.width) {
-        row[k] = kv[r * stride + k];
+        row[k] = w.kv[r * comptime!(w.stride) + k];
         k += CUBE_DIM as usize;
     }
     sync_cube();
-    let slot = position % ring;
+    let slot = position % comptime!(w.ring);
     let at = part_of(&*arena, base, layer, comptime!(WINDOW)) + slot * comptime!(s.words as u32);
     let scales = part_of(&*arena, base, layer, comptime!(WINDOW_SCALES)) + slot * comptime!(s.scale_words as u32);
-    let angle = first_angle as usize + r * comptime!(s.rotary);
-    finish_row(&mut row, norm, angles, angle, arena, at, scales, s);
+    let angle = w.first_angle as usize + r * comptime!(s.rotary);
+    finish_row(&mut row, &w.norm, angles, angle, arena, at, scales, s);
+}
+
+/// The rows of a pass, into the windows of their sessions: a cube a row.
+#[cube(launch_unchecked)]
+pub fn push_window(rows: &WindowRows, angles: &[f32], plan: &[u32], arena: &mut [u32], layer: u32) {
+    push_row(rows, CUBE_POS_X as usize, angles, plan, arena, layer);
 }
 
 /// What compression is specialised by.
@@ -379,22 +396,32 @@ pub struct Pool {
     pub stride: usize,
 }
 
-/// A.6: each row of the pass that completes a window pools it into a compressed row or index key.
-#[cube(launch_unchecked)]
-pub fn compress(
-    kv: &[f32],
-    gate: &[f32],
-    ape: &[f32],
-    norm: &[f32],
-    angles: &[f32],
-    plan: &[u32],
-    arena: &mut [u32],
-    layer: u32,
-    first_angle: u32,
-    #[comptime] s: RowShape,
-    #[comptime] p: Pool,
-) {
-    let r = CUBE_POS_X as usize;
+/// A compressor's projections and weights.
+#[derive(CubeType, CubeLaunch)]
+pub struct Compressing {
+    /// Values `[n, stride]`.
+    pub kv: Box<[f32]>,
+    /// Gates `[n, stride]`.
+    pub gate: Box<[f32]>,
+    /// Gate offset by place in the window.
+    pub ape: Box<[f32]>,
+    /// `[width]`.
+    pub norm: Box<[f32]>,
+    /// First angle of the windows' first positions.
+    pub first_angle: u32,
+    /// How rows are stored.
+    #[cube(comptime)]
+    pub row: RowShape,
+    /// How windows are pooled.
+    #[cube(comptime)]
+    pub pool: Pool,
+}
+
+/// A.6: a row of the pass that completes a window pools it into a compressed row or index key. The whole cube takes
+/// part.
+#[cube]
+fn compress_row(c: &Compressing, r: usize, angles: &[f32], plan: &[u32], arena: &mut [u32], layer: u32) {
+    let (s, p) = (comptime!(c.row), comptime!(c.pool));
     let (position, base, start) = (plan[4 * r + 1], plan[4 * r + 2], plan[4 * r + 3]);
     let ratio = comptime!(p.ratio);
     if (position + 1) % ratio == 0 {
@@ -407,23 +434,23 @@ pub fn compress(
         let mut row = Shared::<[f32]>::new_slice(comptime!(s.width));
         #[unroll]
         for step in 0..comptime!(s.width.div_ceil(UNITS)) {
-            let c = UNIT_POS as usize + comptime!(step * UNITS);
-            if c < comptime!(s.width) {
+            let k = UNIT_POS as usize + comptime!(step * UNITS);
+            if k < comptime!(s.width) {
                 let mut max = f32::min_value();
                 let mut sum = 0.0f32;
                 let mut value = 0.0f32;
                 for i in 0..count {
                     let t = end - count + i;
                     let own = comptime!(p.overlap) && t >= window * ratio;
-                    let channel = select(own, c + comptime!(s.width), c);
-                    let mut g = ape[(t % ratio) as usize * comptime!(p.channels) + channel];
+                    let channel = select(own, k + comptime!(s.width), k);
+                    let mut g = c.ape[(t % ratio) as usize * comptime!(p.channels) + channel];
                     // From before the pass, or of a row of the pass.
                     let kept = open as usize + (t % comptime!(p.slots)) as usize * comptime!(2 * p.channels) + channel;
                     let mut v = f32::reinterpret(arena[kept]);
                     if t >= start {
                         let at = (r - (position - t) as usize) * comptime!(p.stride) + channel;
-                        g += gate[at];
-                        v = kv[at];
+                        g += c.gate[at];
+                        v = c.kv[at];
                     } else {
                         g += f32::reinterpret(arena[kept + comptime!(p.channels)]);
                     }
@@ -433,7 +460,7 @@ pub fn compress(
                     value = value * old + new * v;
                     max = top;
                 }
-                row[c] = value / sum;
+                row[k] = value / sum;
             }
         }
         sync_cube();
@@ -441,9 +468,74 @@ pub fn compress(
         let scales = part_of(&*arena, base, layer, comptime!(if s.keys { KEY_SCALES } else { ROW_SCALES }));
         let at = rows + window * comptime!(s.words as u32);
         let scales_at = scales + window * comptime!(s.scale_words as u32);
-        let angle = first_angle as usize + r * comptime!(s.rotary);
-        finish_row(&mut row, norm, angles, angle, arena, at, scales_at, s);
+        let angle = c.first_angle as usize + r * comptime!(s.rotary);
+        finish_row(&mut row, &c.norm, angles, angle, arena, at, scales_at, s);
     }
+}
+
+/// The windows that the rows of a pass complete: a cube a row.
+#[cube(launch_unchecked)]
+pub fn compress(c: &Compressing, angles: &[f32], plan: &[u32], arena: &mut [u32], layer: u32) {
+    compress_row(c, CUBE_POS_X as usize, angles, plan, arena, layer);
+}
+
+/// Everything between the projections of a decode step's attention: the norm of the low-rank query (y = 0), the row
+/// for the window (1), and compressors (2, ...), which also keep their projections: a session has one row here, so the
+/// slot it takes is not read by another. One launch instead of up to six.
+#[cube(launch_unchecked)]
+pub fn absorb(
+    q_a: &[Four],
+    q_norm: &[Four],
+    mut q_low: Output,
+    window: &WindowRows,
+    compressors: &Sequence<Compressing>,
+    angles: &[f32],
+    plan: &[u32],
+    arena: &mut [u32],
+    layer: u32,
+    #[comptime] q_width: usize,
+    #[comptime] q_stride: usize,
+    #[comptime] eps: Real,
+) {
+    let r = CUBE_POS_X as usize;
+    if CUBE_POS_Y == 0 {
+        norm_row(q_a, q_norm, &mut q_low, r, q_width, q_stride, eps);
+    } else if CUBE_POS_Y == 1 {
+        push_row(window, r, angles, plan, arena, layer);
+    } else {
+        #[unroll]
+        for i in 0..comptime!(compressors.len()) {
+            if CUBE_POS_Y == comptime!(2 + i as u32) {
+                let c = compressors.index(i);
+                compress_row(c, r, angles, plan, arena, layer);
+                let mut k = UNIT_POS as usize;
+                while k < comptime!(c.pool.channels) {
+                    keep_value(&c.kv, &c.gate, r, k, plan, arena, layer, comptime!(c.row.keys), comptime!(c.pool));
+                    k += CUBE_DIM as usize;
+                }
+            }
+        }
+    }
+}
+
+/// Keeps channel `k` of the projections of a row.
+#[cube]
+fn keep_value(
+    kv: &[f32],
+    gate: &[f32],
+    r: usize,
+    k: usize,
+    plan: &[u32],
+    arena: &mut [u32],
+    layer: u32,
+    #[comptime] keys: bool,
+    #[comptime] p: Pool,
+) {
+    let (position, base) = (plan[4 * r + 1], plan[4 * r + 2]);
+    let open = part_of(&*arena, base, layer, comptime!(if keys { OPEN_KEYS } else { OPEN_ROWS })) as usize;
+    let at = open + (position % comptime!(p.slots)) as usize * comptime!(2 * p.channels) + k;
+    arena[at] = u32::reinterpret(kv[r * comptime!(p.stride) + k]);
+    arena[at + comptime!(p.channels)] = u32::reinterpret(gate[r * comptime!(p.stride) + k]);
 }
 
 /// Keeps the projections that later windows need: those of the last `slots` positions of each run.
@@ -460,7 +552,7 @@ pub fn keep_open(
 ) {
     let r = CUBE_POS_Y as usize;
     let c = (CUBE_POS_X * CUBE_DIM + UNIT_POS) as usize;
-    let (position, base) = (plan[4 * r + 1], plan[4 * r + 2]);
+    let base = plan[4 * r + 2];
     // A later row of the same run that takes the slot is the one that keeps it.
     let other = r + comptime!(p.slots as usize);
     let mut last = true;
@@ -468,9 +560,6 @@ pub fn keep_open(
         last = plan[4 * other + 2] != base || plan[4 * other + 3] != plan[4 * r + 3];
     }
     if last && c < comptime!(p.channels) {
-        let open = part_of(&*arena, base, layer, comptime!(if keys { OPEN_KEYS } else { OPEN_ROWS })) as usize;
-        let at = open + (position % comptime!(p.slots)) as usize * comptime!(2 * p.channels) + c;
-        arena[at] = u32::reinterpret(kv[r * comptime!(p.stride) + c]);
-        arena[at + comptime!(p.channels)] = u32::reinterpret(gate[r * comptime!(p.stride) + c]);
+        keep_value(kv, gate, r, c, plan, arena, layer, keys, p);
     }
 }

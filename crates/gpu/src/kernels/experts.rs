@@ -1,7 +1,7 @@
 //! Router, routed experts and the shared expert, for few rows (A.8).
 
-use super::common::{Real, sigmoid};
-use super::dot::{Input, Weights, dot_rows};
+use super::common::{Real, sigmoid, store_four};
+use super::dot::{Four, Input, Output, Weights, dot_rows};
 use super::tables::Tables;
 use cubecl::prelude::*;
 
@@ -121,8 +121,6 @@ pub struct Expert {
     pub width: usize,
     /// Experts of a token.
     pub used: usize,
-    /// Values from row to row of the hidden activations.
-    pub hidden_stride: usize,
     /// Values from row to row of the output.
     pub stride: usize,
     /// SwiGLU clamp.
@@ -133,57 +131,79 @@ pub struct Expert {
     pub tables: bool,
 }
 
-/// Weighted hidden activations of one (row, expert) pair along y: `hidden [n * (used + 1), I]`, the shared
-/// expert's last of each row.
+/// Weighted hidden activations of a (row, expert) pair along y, the shared expert's behind all others:
+/// `hidden [n * (used + 1), I]`, the shared expert's last of each row. A cube takes `per_cube` of the I; if that is
+/// whole blocks of 32, it quantizes them.
 #[cube(launch_unchecked)]
 pub fn hidden(
     x: &Input,
     gate: &Weights,
     up: &Weights,
+    shared_gate: &Weights,
+    shared_up: &Weights,
     ids: &[u32],
     weights: &[f32],
     words: &[Vector<u32, Const<2>>],
-    out: &mut [f32],
+    mut out: Output,
+    pairs: u32,
     #[comptime] s: Expert,
-    #[comptime] shared: bool,
+    #[comptime] per_cube: usize,
 ) {
     let tables = Tables::load(words, s.tables);
+    let mut products = Shared::<[f32]>::new_slice(per_cube);
     let per_plane = comptime!(s.per_plane);
+    let first = CUBE_POS_X as usize * per_cube;
+    let own = PLANE_POS as usize * per_plane;
+    let mut index = Array::<u32>::new(1usize);
+    let mut gates = Array::<f32>::new(per_plane);
+    let mut ups = Array::<f32>::new(per_plane);
+    #[unroll]
+    for r in 0..per_plane {
+        gates[r] = 0.0f32;
+        ups[r] = 0.0f32;
+    }
     let pair = CUBE_POS_Y as usize;
-    let first = (CUBE_POS_X * (CUBE_DIM / PLANE_DIM) + PLANE_POS) as usize * per_plane;
-    if first < comptime!(s.hidden) {
-        let first = first.min(comptime!(s.hidden - s.per_plane));
-        let mut row = pair;
-        let mut expert = 0usize;
-        let mut weight = 1.0f32;
-        let mut place = pair * comptime!(s.used + 1) + comptime!(s.used);
-        if comptime!(!shared) {
-            row = pair / comptime!(s.used);
-            expert = ids[pair] as usize;
-            weight = weights[pair];
-            place = row * comptime!(s.used + 1) + pair % comptime!(s.used);
-        }
-        let mut index = Array::<u32>::new(1usize);
+    // The shared expert's pair, unless it is a routed one.
+    let mut row = pair - pairs as usize;
+    let mut place = row * comptime!(s.used + 1) + comptime!(s.used);
+    let mut weight = 1.0f32;
+    let within = own < per_cube && first + own < comptime!(s.hidden);
+    if CUBE_POS_Y < pairs {
+        row = pair / comptime!(s.used);
+        place = row * comptime!(s.used + 1) + pair % comptime!(s.used);
+        weight = weights[pair];
         index[0] = row as u32;
-        let mut gates = Array::<f32>::new(per_plane);
-        let mut ups = Array::<f32>::new(per_plane);
-        #[unroll]
-        for r in 0..per_plane {
-            gates[r] = 0.0f32;
-            ups[r] = 0.0f32;
+        let from = ids[pair] as usize * comptime!(s.hidden) + first + own;
+        if within {
+            dot_rows(gate, x, &tables, from, &index, 0usize, &mut gates, per_plane, 1usize);
+            dot_rows(up, x, &tables, from, &index, 0usize, &mut ups, per_plane, 1usize);
         }
-        let from = expert * comptime!(s.hidden) + first;
-        dot_rows(gate, x, &tables, from, &index, 0usize, &mut gates, per_plane, 1usize);
-        dot_rows(up, x, &tables, from, &index, 0usize, &mut ups, per_plane, 1usize);
-        #[unroll]
-        for r in 0..per_plane {
-            let g = plane_sum(gates[r]);
-            let u = plane_sum(ups[r]);
-            if UNIT_POS_PLANE == 0 {
-                out[place * comptime!(s.hidden_stride) + first + r] = swiglu(g, u, s.clamp) * weight;
-            }
+    } else {
+        index[0] = row as u32;
+        if within {
+            dot_rows(shared_gate, x, &tables, first + own, &index, 0usize, &mut gates, per_plane, 1usize);
+            dot_rows(shared_up, x, &tables, first + own, &index, 0usize, &mut ups, per_plane, 1usize);
         }
     }
+    #[unroll]
+    for r in 0..per_plane {
+        let g = plane_sum(gates[r]);
+        let u = plane_sum(ups[r]);
+        if UNIT_POS_PLANE == 0 && own < per_cube {
+            products[own + r] = swiglu(g, u, s.clamp) * weight;
+        }
+    }
+    sync_cube();
+    let k = UNIT_POS as usize;
+    let valid = k < comptime!(per_cube / 4) && first + 4 * k < comptime!(s.hidden);
+    let mut v = Four::new(0.0f32);
+    if valid {
+        #[unroll]
+        for i in 0..4usize {
+            v.insert(i, products[4 * k + i]);
+        }
+    }
+    store_four(&mut out, place, first / 4 + k, v, valid);
 }
 
 /// `y = shared + routed experts, ascending`; a row of the pass along y.

@@ -408,7 +408,8 @@ pub fn hc_head(
     }
 }
 
-/// A.2: RMS norm of each row; rows `width` apart in the input, so that the streams of a row can be rows too.
+/// A.2: RMS norm of each row, a cube a row. The input's stride is its own, so that the streams of a row can be rows
+/// too.
 #[cube(launch_unchecked)]
 pub fn norm(
     x: &[Four],
@@ -418,7 +419,20 @@ pub fn norm(
     #[comptime] stride: usize,
     #[comptime] eps: Real,
 ) {
-    let row = CUBE_POS_X as usize;
+    norm_row(x, weight, &mut out, CUBE_POS_X as usize, width, stride, eps);
+}
+
+/// The norm of one row; the whole cube takes part.
+#[cube]
+pub fn norm_row(
+    x: &[Four],
+    weight: &[Four],
+    out: &mut Output,
+    row: usize,
+    #[comptime] width: usize,
+    #[comptime] stride: usize,
+    #[comptime] eps: Real,
+) {
     let fours = comptime!(width / 4);
     let mut scratch = Shared::<[f32]>::new_slice(64usize);
     let mut sum = 0.0f32;
@@ -437,7 +451,7 @@ pub fn norm(
         if valid {
             v = weight[k] * (x[row * comptime!(stride / 4) + k] * Four::new(scale));
         }
-        store_four(&mut out, row, k, v, valid);
+        store_four(out, row, k, v, valid);
     }
 }
 

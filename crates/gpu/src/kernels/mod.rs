@@ -5,6 +5,7 @@ pub mod cache;
 pub mod common;
 pub mod dot;
 pub mod experts;
+pub mod flash;
 pub mod hyper;
 pub mod matmul;
 pub mod project;

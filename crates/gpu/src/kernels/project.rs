@@ -1,7 +1,9 @@
 //! Matrix times few rows: one plane a row of weights, all matrices of one input in one launch.
 
-use super::dot::{Input, Weights, dot_rows};
+use super::common::store_four;
+use super::dot::{Four, Input, Output, Weights, dot_rows};
 use super::tables::Tables;
+use crate::layout::Format;
 use cubecl::prelude::*;
 
 /// A matrix and where its products go.
@@ -85,5 +87,66 @@ fn project_rows(
                 job.out[(first_column + c) * comptime!(job.stride) + row + r] = sum;
             }
         }
+    }
+}
+
+/// `out = W x` with its int8 form: the planes of a cube take whole blocks of 32 rows of the matrix, and the cube
+/// quantizes what they give.
+#[cube(launch_unchecked)]
+pub fn project_quantized(
+    x: &Input,
+    weights: &Weights,
+    words: &[Vector<u32, Const<2>>],
+    mut out: Output,
+    n: u32,
+    #[comptime] group: usize,
+    #[comptime] per_plane: usize,
+    #[comptime] columns: usize,
+    #[comptime] per_cube: usize,
+) {
+    let tables = Tables::load(words, comptime!(weights.format == Format::Iq2));
+    let mut products = Shared::<[f32]>::new_slice(comptime!(per_cube * columns));
+    let first = CUBE_POS_X as usize * per_cube;
+    let first_column = CUBE_POS_Y as usize * columns;
+    let own = PLANE_POS as usize * per_plane;
+    let mut index = Array::<u32>::new(columns);
+    let mut acc = Array::<f32>::new(comptime!(per_plane * columns));
+    #[unroll]
+    for c in 0..columns {
+        index[c] = u32::min((first_column + c) as u32, n - 1);
+    }
+    #[unroll]
+    for i in 0..comptime!(per_plane * columns) {
+        acc[i] = 0.0f32;
+    }
+    // A group of rows is a multiple of a cube's.
+    let offset = (first / group) * comptime!(weights.input);
+    if own < per_cube {
+        dot_rows(weights, x, &tables, first + own, &index, offset, &mut acc, per_plane, columns);
+    }
+    #[unroll]
+    for c in 0..columns {
+        #[unroll]
+        for r in 0..per_plane {
+            let sum = plane_sum(acc[comptime!(r * columns + c)]);
+            if UNIT_POS_PLANE == 0 && own < per_cube {
+                products[comptime!(c * per_cube + r) + own] = sum;
+            }
+        }
+    }
+    sync_cube();
+    let fours = comptime!(per_cube / 4);
+    #[unroll]
+    for c in 0..columns {
+        let k = UNIT_POS as usize;
+        let valid = k < fours && first_column + c < n as usize;
+        let mut v = Four::new(0.0f32);
+        if valid {
+            #[unroll]
+            for i in 0..4usize {
+                v.insert(i, products[comptime!(c * per_cube + i) + 4 * k]);
+            }
+        }
+        store_four(&mut out, first_column + c, first / 4 + k, v, valid);
     }
 }

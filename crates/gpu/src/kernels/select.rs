@@ -16,8 +16,6 @@ pub struct Index {
     pub stride: usize,
     /// Values from row to row of the heads' weights.
     pub weight_stride: usize,
-    /// Scores from row to row.
-    pub score_stride: usize,
     /// Rows that are selected.
     pub top_k: usize,
 }
@@ -112,6 +110,7 @@ pub fn score(
     scores: &mut [f32],
     layer: u32,
     first_row: u32,
+    score_stride: u32,
     #[comptime] s: Index,
 ) {
     let r = (first_row + CUBE_POS_Y) as usize;
@@ -188,7 +187,7 @@ pub fn score(
             }
         }
         if key < visible {
-            scores[CUBE_POS_Y as usize * comptime!(s.score_stride) + key as usize] = sum;
+            scores[(CUBE_POS_Y * score_stride + key) as usize] = sum;
         }
     }
 }
@@ -206,10 +205,17 @@ pub const SELECT_UNITS: u32 = 256;
 /// The `top_k` best scores of each row, ascending by index; of equal scores the lower index wins. By histograms of
 /// eight bits at a time, so in time linear in the scores.
 #[cube(launch_unchecked)]
-pub fn top_k(scores: &[f32], plan: &[u32], selection: &mut [u32], first_row: u32, #[comptime] s: Index) {
+pub fn top_k(
+    scores: &[f32],
+    plan: &[u32],
+    selection: &mut [u32],
+    first_row: u32,
+    score_stride: u32,
+    #[comptime] s: Index,
+) {
     let r = (first_row + CUBE_POS_X) as usize;
     let visible = ((plan[4 * r + 1] + 1) / 4) as usize;
-    let row = CUBE_POS_X as usize * comptime!(s.score_stride);
+    let row = (CUBE_POS_X * score_stride) as usize;
     if visible > comptime!(s.top_k) {
         let unit = UNIT_POS as usize;
         let units = comptime!(SELECT_UNITS as usize);

@@ -1,5 +1,6 @@
 //! `ds4 bench`: prefill and decode speed of a model.
 
+mod kernels;
 mod table;
 
 use crate::Result;
@@ -35,6 +36,9 @@ struct Bench<'a> {
 
 impl WithEngine for Bench<'_> {
     fn run<B: Device>(self, mut engine: Engine<B>, device: Description) -> Result<ExitCode> {
+        if self.args.kernels {
+            return kernels::run(self.args, &mut engine, device);
+        }
         let bandwidth = engine.backend_mut().bandwidth();
         let meter = Meter { reads: self.reads, bandwidth };
         if self.args.table {

@@ -1,0 +1,460 @@
+//! Attention on the matrix units (A.5). All heads share the rows they attend to, so a tile of heads is one side of a
+//! product, a tile of rows the other. Rows are unpacked from FP8 on the way into shared memory, where they serve both
+//! as keys and as values; no score leaves the cube.
+//!
+//! A softmax over tiles rescales its sums whenever the maximum grows. The sums lie in the matrix units' registers,
+//! whose layout is not known, so here the reference is only moved when a score exceeds it by much: weights of up to
+//! `e^8` are exact enough in f16. What a cube leaves are sums relative to its references; [`combine`] joins those of
+//! the splits, adds the sink, and rotates back.
+
+use super::attend::{AttendShape, rotate_four, seen, slot_of};
+use super::cache::{ROW_SCALES, ROWS, WINDOW, WINDOW_SCALES, part_of};
+use super::common::{Real, rms_scale, store_four};
+use super::dot::{Eight, Four, Output, Quad, dot_four};
+use cubecl::prelude::*;
+use half::f16;
+
+type Two = Vector<f16, Const<2>>;
+
+/// Units of a cube.
+pub const UNITS: usize = 256;
+/// How far scores may exceed the reference.
+const SLACK: f32 = 8.0;
+
+/// What the kernels are specialised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlashShape {
+    /// Rows and their selection.
+    pub attend: AttendShape,
+    /// Query heads.
+    pub heads: usize,
+    /// Side of the matrix units' tiles: heads of a cube.
+    pub side: usize,
+    /// Stored rows of a tile.
+    pub tile: usize,
+    /// Planes of a cube.
+    pub planes: usize,
+    /// Whether the queries have yet to be normed and rotated.
+    pub rotate: bool,
+    /// Epsilon of that norm.
+    pub eps: Real,
+}
+
+impl FlashShape {
+    const fn width(&self) -> usize {
+        self.attend.row.width
+    }
+    /// Eights from row to row in shared memory: one more than a row has, for the sake of banks.
+    const fn pitch(&self) -> usize {
+        self.width() / 8 + 1
+    }
+    /// Tiles of scores.
+    const fn score_tiles(&self) -> usize {
+        self.tile / self.side
+    }
+    /// Planes that share the depth of a tile of scores.
+    const fn depths(&self) -> usize {
+        self.planes / self.score_tiles()
+    }
+    /// Units that share a head's scores.
+    const fn lanes(&self) -> usize {
+        UNITS / self.side
+    }
+    /// Tiles of the output of a plane.
+    const fn outputs(&self) -> usize {
+        self.width() / self.side / self.planes
+    }
+    /// Bytes of shared memory.
+    pub const fn shared_bytes(&self) -> usize {
+        (self.side + self.tile) * self.pitch() * 16
+            + self.planes * self.side * self.side * 4
+            + self.side * (self.tile / 8 + 1) * 16
+            + self.tile * 8
+            + self.side * 8
+    }
+    /// Whether the shape divides into tiles for all planes.
+    pub const fn fits(&self) -> bool {
+        self.heads % self.side == 0
+            && self.score_tiles() > 0
+            && self.planes % self.score_tiles() == 0
+            && self.width() % (self.side * self.planes) == 0
+            && self.width() % (self.side * self.depths()) == 0
+            && self.width() % (8 * self.lanes()) == 0
+            && self.attend.row.codes() % 16 == 0
+            && self.attend.row.rotary % 8 == 0
+    }
+}
+
+/// Two FP8 codes, the lowest bytes of a word, as halves over 2^8.
+#[cube]
+fn halves(codes: u32) -> u32 {
+    ((codes & 0x7f) << 7) | ((codes & 0x80) << 8) | ((codes & 0x7f00) << 15) | ((codes & 0x8000) << 16)
+}
+
+#[cube]
+fn scaled(word: u32, scale: Two) -> u32 {
+    u32::reinterpret(Two::reinterpret(word) * scale)
+}
+
+#[cube]
+fn pair(a: f32, b: f32) -> u32 {
+    let mut v = Two::empty();
+    v.insert(0usize, f16::cast_from(a));
+    v.insert(1usize, f16::cast_from(b));
+    u32::reinterpret(v)
+}
+
+/// Unpacks a 16-byte vector of a stored row into shared memory: 16 codes, or 8 rotary channels.
+#[cube]
+fn unpack(quad: Quad, exponent: u32, k: usize, row: usize, kv: &mut Shared<[Eight]>, #[comptime] s: FlashShape) {
+    let codes = comptime!(s.attend.row.codes() / 16);
+    if k < codes {
+        // The block's scale, and 2^8 for the difference of the biases.
+        let scale = Two::new(f16::cast_from(f32::reinterpret((exponent + 8) << 23)));
+        #[unroll]
+        for i in 0..2usize {
+            let mut out = Quad::empty();
+            #[unroll]
+            for j in 0..2usize {
+                let word = quad.extract(comptime!(2 * i + j));
+                out.insert(comptime!(2 * j), scaled(halves(word), scale));
+                out.insert(comptime!(2 * j + 1), scaled(halves(word >> 16), scale));
+            }
+            kv[row * comptime!(s.pitch()) + 2 * k + i] = Eight::reinterpret(out);
+        }
+    } else {
+        let mut out = Quad::empty();
+        #[unroll]
+        for i in 0..4usize {
+            let word = quad.extract(i);
+            out.insert(i, pair(f32::reinterpret(word << 16), f32::reinterpret(word & 0xffff_0000)));
+        }
+        kv[row * comptime!(s.pitch()) + 2 * codes + k - codes] = Eight::reinterpret(out);
+    }
+}
+
+#[cube]
+fn load_tile(
+    shared: &Shared<[Eight]>,
+    at: usize,
+    #[comptime] end: usize,
+    #[comptime] ident: cmma::MatrixIdent,
+    #[comptime] layout: cmma::MatrixLayout,
+    #[comptime] side: usize,
+    #[comptime] stride: u32,
+) -> cmma::Matrix<f16> {
+    let mut tile = unsafe { cmma::Matrix::<f16>::uninitialized(ident, side, side, side, layout) };
+    cmma::load(&mut tile, &shared[at..end], stride);
+    tile
+}
+
+/// Largest value of the units that share a head.
+#[cube]
+fn head_max(value: f32, #[comptime] lanes: usize) -> f32 {
+    let mut max = value;
+    #[unroll]
+    for i in 0..comptime!(lanes.ilog2() as usize) {
+        max = f32::max(max, plane_shuffle_xor(max, comptime!(1u32 << i as u32)));
+    }
+    max
+}
+
+/// Sum over the units that share a head.
+#[cube]
+fn head_sum(value: f32, #[comptime] lanes: usize) -> f32 {
+    let mut sum = value;
+    #[unroll]
+    for i in 0..comptime!(lanes.ilog2() as usize) {
+        sum += plane_shuffle_xor(sum, comptime!(1u32 << i as u32));
+    }
+    sum
+}
+
+/// Attention of a tile of heads (x) of a row (y) over every `splits`th tile of its rows (z). Leaves sums
+/// `partial [n, splits, heads, width]`, and `stats [n, splits, heads, 2]`: their reference and weight.
+#[cube(launch_unchecked)]
+pub fn flash(
+    q: &[Four],
+    plan: &[u32],
+    selection: &[u32],
+    arena: &[u32],
+    arena_quads: &[Quad],
+    partial: &mut [f32],
+    stats: &mut [f32],
+    angles: &[f32],
+    layer: u32,
+    first_row: u32,
+    first_angle: u32,
+    #[comptime] s: FlashShape,
+) {
+    let unit = UNIT_POS as usize;
+    let row = (first_row + CUBE_POS_Y) as usize;
+    let first_head = CUBE_POS_X as usize * comptime!(s.side);
+    let (split, splits) = (CUBE_POS_Z, CUBE_COUNT_Z);
+    let (position, base) = (plan[4 * row + 1], plan[4 * row + 2]);
+    let (width, side, pitch) = (comptime!(s.width()), comptime!(s.side), comptime!(s.pitch()));
+
+    let mut queries = Shared::<[Eight]>::new_slice(comptime!(s.side * s.pitch()));
+    let mut kv = Shared::<[Eight]>::new_slice(comptime!(s.tile * s.pitch()));
+    let mut scores = Shared::<[f32]>::new_slice(comptime!(s.planes * s.side * s.side));
+    let mut weights = Shared::<[f16]>::new_slice(comptime!(s.side * (s.tile + 8)));
+    let mut data_at = Shared::<[u32]>::new_slice(comptime!(s.tile));
+    let mut scales_at = Shared::<[u32]>::new_slice(comptime!(s.tile));
+    let mut shrinks = Shared::<[f32]>::new_slice(comptime!(s.side));
+    let mut moved = Shared::<[u32]>::new_slice(comptime!(s.side));
+
+    // The heads' queries, normed and rotated unless they are already, scaled, as f16. Units share a head.
+    let (head, lane) = (unit / comptime!(s.lanes()), unit % comptime!(s.lanes()));
+    let per_unit = comptime!(s.width() / 8 / s.lanes());
+    let start = row * comptime!(s.attend.q_stride / 4) + (first_head + head) * comptime!(s.width() / 4);
+    let mut held = Array::<Four>::new(comptime!(2 * per_unit));
+    let mut squares = 0.0f32;
+    #[unroll]
+    for i in 0..comptime!(2 * per_unit) {
+        let v = q[start + 2 * (lane + comptime!(i / 2 * s.lanes())) + comptime!(i % 2)];
+        squares += dot_four(v, v);
+        held[i] = v;
+    }
+    let mut factor = comptime!((s.width() as f32).powf(-0.5)).runtime();
+    if comptime!(s.rotate) {
+        factor *= rms_scale(head_sum(squares, s.lanes()), comptime!(s.width()), s.eps);
+    }
+    #[unroll]
+    for i in 0..per_unit {
+        let k = lane + comptime!(i * s.lanes());
+        let mut out = Quad::empty();
+        #[unroll]
+        for j in 0..2usize {
+            let mut v = held[comptime!(2 * i + j)] * Four::new(factor);
+            if comptime!(s.rotate) {
+                let four = 2 * k + j;
+                if four >= comptime!(s.attend.row.codes() / 4) {
+                    let at = first_angle as usize + row * comptime!(s.attend.row.rotary)
+                        + 4 * (four - comptime!(s.attend.row.codes() / 4));
+                    v = rotate_four(v, angles, at, false);
+                }
+            }
+            out.insert(comptime!(2 * j), pair(v.extract(0usize), v.extract(1usize)));
+            out.insert(comptime!(2 * j + 1), pair(v.extract(2usize), v.extract(3usize)));
+        }
+        queries[head * pitch + k] = Eight::reinterpret(out);
+    }
+
+    let seen = seen(position, comptime!(s.attend));
+    let window = part_of(arena, base, layer, comptime!(WINDOW));
+    let window_scales = part_of(arena, base, layer, comptime!(WINDOW_SCALES));
+    let rows = part_of(arena, base, layer, comptime!(ROWS));
+    let row_scales = part_of(arena, base, layer, comptime!(ROW_SCALES));
+
+    let plane = PLANE_POS as usize;
+    let (score_tile, depth) = (plane % comptime!(s.score_tiles()), plane / comptime!(s.score_tiles()));
+    let out = ((CUBE_POS_Y * splits + split) as usize * comptime!(s.heads) + first_head) * width;
+    let first_column = plane * comptime!(s.width() / s.planes);
+
+    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    #[unroll]
+    for _ in 0..comptime!(s.outputs()) {
+        sums.push(cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator, side, side, side, cmma::MatrixLayout::Undefined, 0.0f32,
+        ));
+    }
+    let mut reference = comptime!(-1e30f32).runtime();
+    let mut weight = 0.0f32;
+    let tiles = (seen.rows + comptime!(s.tile as u32 - 1)) / comptime!(s.tile as u32);
+    let mut tile = split;
+    while tile < tiles {
+        // Where the rows of the tile are; those beyond the last repeat it.
+        if unit < comptime!(s.tile) {
+            let i = u32::min(tile * comptime!(s.tile as u32) + UNIT_POS, seen.rows - 1);
+            let slot = slot_of(i, &seen, selection, row, comptime!(s.attend));
+            let recent = i < seen.recent;
+            data_at[unit] = (select(recent, window, rows) + slot * comptime!(s.attend.row.words as u32)) / 4;
+            scales_at[unit] =
+                select(recent, window_scales, row_scales) + slot * comptime!(s.attend.row.scale_words as u32);
+        }
+        sync_cube();
+        let quads = comptime!(s.attend.row.words / 4);
+        let mut i = unit;
+        while i < comptime!(s.tile * s.attend.row.words / 4) {
+            let (r, k) = (i / quads, i % quads);
+            let quad = arena_quads[data_at[r] as usize + k];
+            let mut exponent = 0u32;
+            if k < comptime!(s.attend.row.codes() / 16) {
+                exponent = (arena[scales_at[r] as usize + k / 16] >> (k / 4 % 4 * 8) as u32) & 255;
+            }
+            unpack(quad, exponent, k, r, &mut kv, s);
+            i += UNITS;
+        }
+        sync_cube();
+        // Scores: each plane a part of the depth of one tile of them.
+        let dots = cmma::Matrix::<f32>::from_value(
+            cmma::MatrixIdent::Accumulator, side, side, side, cmma::MatrixLayout::Undefined, 0.0f32,
+        );
+        #[unroll]
+        for k in 0..comptime!(s.width() / s.side / s.depths()) {
+            let at = depth * comptime!(s.width() / 8 / s.depths()) + comptime!(k * s.side / 8);
+            let a = load_tile(
+                &queries, at, comptime!(s.side * s.pitch()), cmma::MatrixIdent::A, cmma::MatrixLayout::RowMajor,
+                s.side, comptime!(8 * s.pitch() as u32),
+            );
+            let b = load_tile(
+                &kv, score_tile * comptime!(s.side * s.pitch()) + at, comptime!(s.tile * s.pitch()),
+                cmma::MatrixIdent::B, cmma::MatrixLayout::ColMajor, s.side, comptime!(8 * s.pitch() as u32),
+            );
+            cmma::execute(&a, &b, &dots, &dots);
+        }
+        let area = comptime!(s.side * s.side);
+        cmma::store(
+            &mut scores[plane * area..plane * area + area], &dots, comptime!(s.side as u32),
+            cmma::MatrixLayout::RowMajor,
+        );
+        sync_cube();
+        // Weights: the units of a head share its scores.
+        let per_unit = comptime!(s.tile.div_ceil(s.lanes()));
+        let mut own = Array::<f32>::new(per_unit);
+        let mut max = comptime!(-1e30f32).runtime();
+        #[unroll]
+        for i in 0..per_unit {
+            let c = lane + comptime!(i * s.lanes());
+            let mut score = comptime!(-1e30f32).runtime();
+            if c < comptime!(s.tile) && tile * comptime!(s.tile as u32) + (c as u32) < seen.rows {
+                let (t, within) = (c / side, head * side + c % side);
+                score = 0.0f32;
+                #[unroll]
+                for d in 0..comptime!(s.depths()) {
+                    score += scores[(t + comptime!(d * s.score_tiles())) * area + within];
+                }
+            }
+            own[i] = score;
+            max = f32::max(max, score);
+        }
+        max = head_max(max, s.lanes());
+        let move_it = max > reference + SLACK;
+        let next = select(move_it, max, reference);
+        let shrink = f32::exp(reference - next);
+        reference = next;
+        weight *= shrink;
+        #[unroll]
+        for i in 0..per_unit {
+            let c = lane + comptime!(i * s.lanes());
+            let p = f16::cast_from(f32::exp(own[i] - reference));
+            if c < comptime!(s.tile) {
+                weights[head * comptime!(s.tile + 8) + c] = p;
+                weight += f32::cast_from(p);
+            }
+        }
+        if lane == 0 {
+            shrinks[head] = shrink;
+            moved[head] = select(move_it, 1u32, 0u32);
+        }
+        sync_cube();
+        let mut any = 0u32;
+        #[unroll]
+        for h in 0..comptime!(s.side) {
+            any |= moved[h];
+        }
+        // Nothing was summed before the first tile, so nothing needs to shrink.
+        if any != 0 && tile != split {
+            #[unroll]
+            for o in 0..comptime!(s.outputs()) {
+                let at = out + first_column + comptime!(o * s.side);
+                let length = partial.len();
+                cmma::store(
+                    &mut partial[at..length], sums.index(o), comptime!(s.width() as u32), cmma::MatrixLayout::RowMajor,
+                );
+                sync_plane();
+                let mut i = UNIT_POS_PLANE as usize;
+                while i < area {
+                    let (r, c) = (i / side, i % side);
+                    partial[at + r * width + c] = partial[at + r * width + c] * shrinks[r];
+                    i += PLANE_DIM as usize;
+                }
+                sync_plane();
+                let mut sum = sums.index_mut(o);
+                cmma::load_with_layout(
+                    &mut sum, &partial[at..length], comptime!(s.width() as u32), cmma::MatrixLayout::RowMajor,
+                );
+            }
+        }
+        #[unroll]
+        for k in 0..comptime!(s.tile / s.side) {
+            let mut p = unsafe {
+                cmma::Matrix::<f16>::uninitialized(
+                    cmma::MatrixIdent::A, side, side, side, cmma::MatrixLayout::RowMajor,
+                )
+            };
+            cmma::load(
+                &mut p, &weights[comptime!(k * s.side)..comptime!(s.side * (s.tile + 8))], comptime!(s.tile as u32 + 8),
+            );
+            #[unroll]
+            for o in 0..comptime!(s.outputs()) {
+                let at = comptime!(k * s.side * s.pitch() + o * s.side / 8) + first_column / 8;
+                let v = load_tile(
+                    &kv, at, comptime!(s.tile * s.pitch()), cmma::MatrixIdent::B, cmma::MatrixLayout::RowMajor,
+                    s.side, comptime!(8 * s.pitch() as u32),
+                );
+                let sum = sums.index(o);
+                cmma::execute(&p, &v, sum, sum);
+            }
+        }
+        sync_cube();
+        tile += splits;
+    }
+    let length = partial.len();
+    #[unroll]
+    for o in 0..comptime!(s.outputs()) {
+        let at = out + first_column + comptime!(o * s.side);
+        cmma::store(
+            &mut partial[at..length], sums.index(o), comptime!(s.width() as u32), cmma::MatrixLayout::RowMajor,
+        );
+    }
+    let total = head_sum(weight, s.lanes());
+    if lane == 0 {
+        let at = 2 * ((CUBE_POS_Y * splits + split) as usize * comptime!(s.heads) + first_head + head);
+        stats[at] = reference;
+        stats[at + 1] = total;
+    }
+}
+
+/// Joins the splits of a head (x) of a row (y), with the sink; rotated back.
+#[cube(launch_unchecked)]
+pub fn combine(
+    partial: &[Four],
+    stats: &[f32],
+    sinks: &[f32],
+    angles: &[f32],
+    mut out: Output,
+    first_row: u32,
+    first_angle: u32,
+    splits: u32,
+    #[comptime] s: FlashShape,
+) {
+    let head = CUBE_POS_X as usize;
+    let row = (first_row + CUBE_POS_Y) as usize;
+    let first = CUBE_POS_Y as usize * splits as usize * comptime!(s.heads) + head;
+    let sink = sinks[head];
+    let mut max = sink;
+    for i in 0..splits as usize {
+        max = f32::max(max, stats[2 * (first + i * comptime!(s.heads))]);
+    }
+    let mut total = f32::exp(sink - max);
+    let fours = comptime!(s.width() / 4);
+    let k = UNIT_POS as usize;
+    let valid = k < fours;
+    let own = usize::min(k, fours - 1);
+    let mut sum = Four::new(0.0f32);
+    for i in 0..splits as usize {
+        let at = first + i * comptime!(s.heads);
+        let factor = f32::exp(stats[2 * at] - max);
+        total += stats[2 * at + 1] * factor;
+        sum += partial[at * fours + own] * Four::new(factor);
+    }
+    let mut v = sum * Four::new(1.0f32 / total);
+    if valid && k >= comptime!(s.attend.row.codes() / 4) {
+        let at = first_angle as usize
+            + row * comptime!(s.attend.row.rotary)
+            + 4 * (k - comptime!(s.attend.row.codes() / 4));
+        v = rotate_four(v, angles, at, true);
+    }
+    store_four(&mut out, row, head * fours + own, v, valid);
+}

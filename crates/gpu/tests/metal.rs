@@ -1,0 +1,171 @@
+//! Every kernel, with the very comptime arguments that the forward pass gives it, compiles to Metal's language and
+//! keeps within Metal's limits. No Mac is needed: the passes run on a device that compiles and does not compute.
+//! With `DS4_METAL_SOURCES=FOLDER` the sources are written there.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+#[path = "metal/device.rs"]
+mod device;
+
+use cubecl::client::Client;
+use device::Launched;
+use ds4_gguf::{Gguf, Metadata, Part, TensorType};
+use ds4_gpu::{Api, DeviceInfo, Gpu, Options};
+use ds4_model::cache::{KvFormat, Layout};
+use ds4_model::{Backend, Logits, Model, NoTap, Pass, Run, Shape, Want};
+use ds4_testkit::{Fixture, Synthetic};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Rows of the largest pass, as in the program.
+const ROWS: usize = 2048;
+/// Two whole chunks, after which rows are selected at Flash's shape, and some tokens more.
+const CONTEXT: usize = 2 * ROWS + 64;
+
+/// Slots for buffers of a kernel, less the two that `wgpu` keeps for itself.
+const MOST_BUFFERS: usize = 29;
+/// Bytes of threadgroup memory.
+const MOST_SHARED: usize = 32 << 10;
+/// Units of a cube.
+const MOST_UNITS: u32 = 1024;
+/// Cubes along a dimension.
+const MOST_CUBES: u32 = 0xFFFF;
+
+/// Runs passes of every form over a model.
+fn run(client: &Client, file: &Gguf, draft: Option<&Gguf>, exact: bool) {
+    let shape = Shape::from_gguf(file).unwrap();
+    let devices = [DeviceInfo::of_client(Api::Metal, client.clone())];
+    let options = Options { exact, max_rows: ROWS, ..Options::default() };
+    let mut gpu = Gpu::new(&shape, &devices, options).unwrap();
+    let model = Model::load(&mut gpu, file, draft).unwrap();
+    let mut pass = Pass::new(&mut gpu, &shape, ROWS).unwrap();
+    for format in [KvFormat::Plain, KvFormat::Rounded, KvFormat::Packed] {
+        let layout = Layout::new(&shape, format, draft.is_some(), CONTEXT, ROWS);
+        let mut store = gpu.store(&layout).unwrap();
+        let mut logits = Logits::default();
+        let tokens = vec![1; ROWS];
+        let mut start = 0;
+        // Prefill; few rows, with and without the matrix units; steps, of which some are replayed.
+        for n in [ROWS, ROWS, 17, 8, 4, 3, 2, 1, 1, 1, 1] {
+            let want = if n == ROWS { Want::Last } else { Want::All };
+            let mut runs = [Run { store: &mut store, start, tokens: &tokens[..n], want }];
+            pass.forward(&model, &mut gpu, &layout, &mut runs, &mut logits, &mut NoTap).unwrap();
+            if draft.is_some() {
+                pass.draft(&model, &mut gpu, &layout, &mut runs, &mut logits, &mut NoTap).unwrap();
+            }
+            start += n;
+        }
+    }
+    gpu.bandwidth();
+}
+
+/// A draft block for a model, of the first layer's types and dimensions.
+fn draft(file: &Gguf) -> Gguf {
+    let width = Shape::from_gguf(file).unwrap().width as u64;
+    let vectors = ["enorm", "hnorm", "norm"].map(|name| (name, TensorType::F32, vec![width]));
+    let matrices = ["e_proj", "h_proj"].map(|name| (name, TensorType::Q8_0, vec![width; 2]));
+    let own =
+        vectors.into_iter().chain(matrices).map(|(name, ty, dims)| (format!("{name}.weight"), ty, dims));
+    let others = file.tensors().iter().filter_map(|t| {
+        let layer = t.name.strip_prefix("blk.0.").map(str::to_string);
+        let head = || t.name.strip_prefix("output_hc_").map(|name| format!("hc_head_{name}"));
+        Some((layer.or_else(head)?, t.ty, t.dims.clone()))
+    });
+    let part = |(name, ty, dims): (String, TensorType, Vec<u64>)| {
+        let bytes = dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes();
+        Part { name: format!("mtp.0.{name}"), dims, ty, data: Arc::new(vec![0; bytes as usize]) }
+    };
+    Gguf::from_parts("draft", Metadata::default(), own.chain(others).map(part).collect()).unwrap()
+}
+
+/// Flash's shape; no model has all of it, which would take minutes to convert.
+fn flash(client: &Client) {
+    // Layers of all kinds: sliding, indexed, compressed; routed by token and by score.
+    let flash = Synthetic::flash(4);
+    let synthetic = |s: Synthetic, exact: bool| {
+        let file = s.model().unwrap();
+        let draft = (s.experts < 256).then(|| draft(&file));
+        run(client, &file, draft.as_ref(), exact);
+    };
+    // Whole layers.
+    synthetic(Synthetic { vocab: 512, ..flash }, false);
+    synthetic(Synthetic { vocab: 512, experts: 8, ..flash }, true);
+    // The router of all experts, without their size.
+    synthetic(Synthetic { vocab: 512, expert_width: 256, ..flash }, true);
+    // The vocabulary.
+    synthetic(Synthetic { layers: 1, experts: 8, ..flash }, false);
+    synthetic(Synthetic { layers: 1, experts: 8, ..flash }, true);
+}
+
+fn fixtures(client: &Client) {
+    for name in ["dev-f16", "dev-q2mix"] {
+        let fixture = Fixture::shipped(name);
+        let (file, draft) = (fixture.model().unwrap(), fixture.draft().unwrap());
+        for exact in [true, false] {
+            run(client, &file, draft.as_ref(), exact);
+        }
+    }
+}
+
+/// Kernels that exist: `kernels::file::name`.
+fn declared() -> BTreeSet<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels");
+    let mut all = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let file = path.file_stem().unwrap().to_str().unwrap();
+        for part in text.split("#[cube(launch").skip(1) {
+            let name = part.split_once("fn ").unwrap().1.split(['(', '<']).next().unwrap();
+            all.insert(format!("kernels::{file}::{name}"));
+        }
+    }
+    all
+}
+
+/// What is wrong with a kernel.
+fn problems(kernel: &Launched) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut limit = |what: &str, n: usize, most: usize| {
+        if n > most {
+            problems.push(format!("{n} {what}, at most {most} are possible"));
+        }
+    };
+    // Scalars are in one more, which counts with those of the kernel if it is no uniform buffer.
+    limit("buffers", kernel.buffers + usize::from(!kernel.uniform), MOST_BUFFERS);
+    limit("units of a cube", kernel.units as usize, MOST_UNITS as usize);
+    limit("cubes", kernel.cubes as usize, MOST_CUBES as usize);
+    match &kernel.compiled {
+        Ok(source) => limit("bytes of threadgroup memory", source.shared, MOST_SHARED),
+        Err(e) => problems.push(e.clone()),
+    }
+    problems
+}
+
+/// For a Mac's own compiler.
+fn write_sources(folder: &Path, kernels: &[Launched]) {
+    for (i, kernel) in kernels.iter().enumerate() {
+        if let Ok(source) = &kernel.compiled {
+            let name = format!("{i:03}-{}.metal", kernel.path.replace("::", "-"));
+            std::fs::write(folder.join(name), format!("// {}\n{}", kernel.id, source.text)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_kernel_compiles_for_metal() {
+    let client = device::client();
+    fixtures(&client);
+    flash(&client);
+    let kernels = device::kernels(&client);
+    if let Ok(folder) = std::env::var("DS4_METAL_SOURCES") {
+        write_sources(Path::new(&folder), &kernels);
+    }
+    let launched: BTreeSet<_> = kernels.iter().map(|k| k.path.clone()).collect();
+    assert_eq!(launched, declared(), "kernels that these passes launch, and those that exist");
+    let wrong: Vec<String> = kernels
+        .iter()
+        .flat_map(|k| problems(k).into_iter().map(move |p| format!("{}: {p}\n  {}", k.path, k.id)))
+        .collect();
+    assert!(wrong.is_empty(), "{} of {} kernels:\n{}", wrong.len(), kernels.len(), wrong.join("\n"));
+}
