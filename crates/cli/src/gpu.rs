@@ -20,6 +20,11 @@ pub(crate) fn devices() -> Vec<GpuInfo> {
     ds4_gpu::devices().into_iter().map(info).collect()
 }
 
+fn is(device: &DeviceInfo, other: &GpuInfo) -> bool {
+    let device = info(device.clone());
+    device.api == other.api && device.index == other.index
+}
+
 pub(crate) fn open(
     shape: &Shape,
     chosen: &[GpuInfo],
@@ -27,11 +32,8 @@ pub(crate) fn open(
     max_rows: usize,
     kv_bytes: u64,
 ) -> Result<Gpu, BackendError> {
-    let is_chosen = |d: &DeviceInfo| {
-        let d = info(d.clone());
-        chosen.iter().any(|c| c.api == d.api && c.index == d.index)
-    };
-    let devices: Vec<_> = ds4_gpu::devices().into_iter().filter(is_chosen).collect();
+    let devices: Vec<_> =
+        ds4_gpu::devices().into_iter().filter(|d| chosen.iter().any(|c| is(d, c))).collect();
     Gpu::new(shape, &devices, Options { exact, max_rows, kv_bytes })
 }
 
@@ -55,5 +57,9 @@ impl MakeBackend for OnGpu {
 
     fn make(&self, shape: &Shape, exact: bool, max_rows: usize) -> Result<Gpu, BackendError> {
         open(shape, std::slice::from_ref(&self.0), exact, max_rows, 0)
+    }
+
+    fn few_rows(&self) -> Option<usize> {
+        ds4_gpu::devices().iter().find(|d| is(d, &self.0)).and_then(DeviceInfo::few_rows)
     }
 }

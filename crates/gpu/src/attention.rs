@@ -4,7 +4,9 @@ use crate::backend::Gpu;
 use crate::buffer::Buffer;
 use crate::hyper::cubes;
 use crate::kernels::attend::{self, AttendShape};
-use crate::kernels::cache::{self, Compressing, CompressingLaunch, Pool, RowShape, Rounding, WindowRowsLaunch};
+use crate::kernels::cache::{
+    self, Compressing, CompressingLaunch, Pool, Rounding, RowShape, WindowRowsLaunch,
+};
 use crate::kernels::common::Real;
 use crate::kernels::flash::{self, FlashShape};
 use crate::kernels::select::{self, Index, SELECT_UNITS};
@@ -83,7 +85,8 @@ impl Gpu {
         );
         let arena = self.arena(runs);
         if self.current.single && !self.current.observed {
-            self.absorbing = Some(Absorbing { layer, arena, rows, compressors: SequenceArg::new(), roles: 2 });
+            self.absorbing =
+                Some(Absorbing { layer, arena, rows, compressors: SequenceArg::new(), roles: 2 });
             return;
         }
         // SAFETY: the plan's stores lie in the arena, and have a slot for every position.
@@ -374,7 +377,8 @@ impl Gpu {
         let n = q.n;
         // Rows that any query of the pass sees, at the most.
         let compressed = kind.ratio().map_or(0, |r| self.current.reach / r);
-        let compressed = if s.attend.top_k > 0 { compressed.min(s.attend.top_k as usize) } else { compressed };
+        let compressed =
+            if s.attend.top_k > 0 { compressed.min(s.attend.top_k as usize) } else { compressed };
         let window = self.current.reach.min(s.attend.window as usize);
         let tiles = (window + compressed).div_ceil(s.tile);
         let cubes = s.heads / s.side * n;

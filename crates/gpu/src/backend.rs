@@ -2,11 +2,11 @@
 
 use crate::attention::{Absorbing, PARTIALS};
 use crate::buffer::{Buffer, device_error};
-use crate::device::{DeviceInfo, matrix_tile};
-use crate::kernels::cache::RowShape;
-use crate::kernels::tables;
+use crate::device::{DeviceInfo, FEW_ROWS, usable_tile};
 use crate::graph::{Key, Recorder};
 use crate::hyper::Join;
+use crate::kernels::cache::RowShape;
+use crate::kernels::tables;
 use crate::layout::{Format, Packed, pack};
 use crate::rows::{Experts, Matrix, Routes, Rows, Selection, Table, Vector};
 use crate::store::{Arena, Sizes, Store};
@@ -41,7 +41,7 @@ impl Default for Options {
 }
 
 /// Most rows of a pass that is recorded.
-const MOST_RECORDED: usize = 16;
+const MOST_RECORDED: usize = FEW_ROWS;
 /// Positions that a recorded pass reaches at the least; it reaches the next power of two.
 const LEAST_REACH: usize = 1024;
 
@@ -53,6 +53,10 @@ const LEAST_ARENA: u64 = 64 << 20;
 pub(crate) struct Abilities {
     /// Most units of a plane.
     pub(crate) plane: u32,
+    /// Whether all planes have so many.
+    pub(crate) certain: bool,
+    /// Most units of a cube.
+    pub(crate) units: u32,
     /// Most rows of the default mode that a plane a row of weights is for; more go to the matrix units.
     pub(crate) few: usize,
     /// Side of the matrix units' tiles.
@@ -87,6 +91,8 @@ pub(crate) struct Grouped {
     pub(crate) sorted: Buffer,
     /// Their number, then expert, first place and count of each.
     pub(crate) tiles: Buffer,
+    /// `[n * (used + 1), I]` in f16.
+    pub(crate) hidden: Buffer,
     /// `[n * (used + 1), D]`.
     pub(crate) parts: Buffer,
 }
@@ -145,12 +151,13 @@ impl Gpu {
         let mut client = device.client();
         pin_stream(&mut client);
         let hardware = &client.properties().hardware;
-        // Matrix units are programmed by planes, whose size must then be certain.
         let certain = hardware.plane_size_min == hardware.plane_size_max;
-        let tile = matrix_tile(&client).filter(|_| !options.exact && certain && hardware.plane_size_max <= 64);
+        let tile = usable_tile(&client).filter(|_| !options.exact);
         let abilities = Abilities {
             plane: hardware.plane_size_max,
-            few: if tile.is_some() { 16 } else { usize::MAX },
+            certain,
+            units: hardware.max_units_per_cube,
+            few: if tile.is_some() { FEW_ROWS } else { usize::MAX },
             tile,
             shared: hardware.max_shared_memory_size,
         };
@@ -158,19 +165,25 @@ impl Gpu {
         let mut ratios: Vec<usize> = shape.layers.iter().filter_map(|k| k.ratio()).collect();
         ratios.sort_unstable();
         ratios.dedup();
+        let few = rows.min(abilities.few);
         let f32s = |n: usize| Buffer::new(&client, 4 * n as u64);
-        let hyper = crate::hyper::hyper(shape, shape.hc_mix(), shape.streams_width());
+        let hyper = crate::hyper::hyper(shape, &abilities, shape.hc_mix(), shape.streams_width());
         let index_width = shape.index_heads * shape.index_dim;
         let indexed = shape.layers.contains(&LayerKind::Indexed);
         let index_rows = if indexed { rows } else { 0 };
         let scratch = Scratch {
             partial: f32s(rows * hyper.parts() * (hyper.controls + 1)),
-            hidden: Rows::new(&client, rows * (shape.experts_used + 1), shape.expert_width, true),
+            hidden: Rows::new(&client, few * (shape.experts_used + 1), shape.expert_width, true),
             grouped: (rows > abilities.few).then(|| {
                 let tiles = rows * shape.experts_used / crate::experts::TILE_ROWS + shape.experts;
                 Grouped {
                     sorted: f32s(rows * shape.experts_used),
                     tiles: f32s(4 + 4 * tiles),
+                    hidden: Buffer::zeroed(
+                        &client,
+                        (2 * rows * (shape.experts_used + 1) * shape.expert_width.next_multiple_of(64))
+                            as u64,
+                    ),
                     parts: f32s(rows * (shape.experts_used + 1) * shape.width.next_multiple_of(64)),
                 }
             }),
@@ -235,7 +248,8 @@ impl Gpu {
             first += count;
         }
         self.client.flush().map_err(device_error)?;
-        Ok(Matrix { quants, scales, sub, format, rows, input })
+        let plane = if self.abilities.certain { self.abilities.plane as usize } else { 0 };
+        Ok(Matrix { quants, scales, sub, format, rows, input, plane })
     }
 
     fn format(&self, tensor: &Tensor) -> Result<Format, BackendError> {
@@ -439,7 +453,11 @@ impl Backend for Gpu {
     }
     fn routes(&mut self, capacity: usize) -> Result<Routes, BackendError> {
         let bytes = 4 * (capacity * self.shape.experts_used) as u64;
-        Ok(Routes { n: 0, ids: Buffer::zeroed(&self.client, bytes), weights: Buffer::zeroed(&self.client, bytes) })
+        Ok(Routes {
+            n: 0,
+            ids: Buffer::zeroed(&self.client, bytes),
+            weights: Buffer::zeroed(&self.client, bytes),
+        })
     }
     fn selection(&mut self, capacity: usize) -> Result<Selection, BackendError> {
         let bytes = 4 * (capacity * self.shape.index_top_k) as u64;

@@ -77,24 +77,43 @@ impl DeviceInfo {
         DeviceInfo::new(api, 0, client, false)
     }
 
+    /// Rows of a pass of the default mode up to which all passes give the same bits, as larger ones do among
+    /// themselves: those go to the matrix units. None where there are no such units.
+    pub fn few_rows(&self) -> Option<usize> {
+        usable_tile(&self.client.0).map(|_| FEW_ROWS)
+    }
+
     pub(crate) fn client(&self) -> Client {
         self.client.0.clone()
     }
 }
 
+/// Most rows of the default mode for which a plane takes a row of weights.
+pub(crate) const FEW_ROWS: usize = 16;
+
+/// [`matrix_tile`], where planes are certain to be of one size: matrix units are programmed by planes.
+pub(crate) fn usable_tile(client: &Client) -> Option<usize> {
+    let hardware = &client.properties().hardware;
+    let certain = hardware.plane_size_min == hardware.plane_size_max && hardware.plane_size_max <= 64;
+    matrix_tile(client).filter(|_| certain)
+}
+
 /// Side of the square tiles of f16 that the matrix units multiply into f32, if there are any.
 pub(crate) fn matrix_tile(client: &Client) -> Option<usize> {
     let (half, single) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));
-    [16, 8].into_iter().find(|&side| {
-        client.features().matmul.cmma.contains(&MmaConfig {
-            a_type: half,
-            b_type: half,
-            cd_type: single,
-            m: side,
-            n: side,
-            k: side,
+    [16, 8]
+        .into_iter()
+        .find(|&side| {
+            client.features().matmul.cmma.contains(&MmaConfig {
+                a_type: half,
+                b_type: half,
+                cd_type: single,
+                m: side,
+                n: side,
+                k: side,
+            })
         })
-    }).map(|side| side as usize)
+        .map(|side| side as usize)
 }
 
 /// All devices that this build can reach, those of CUDA first. Each is opened, which takes a moment.
@@ -143,9 +162,9 @@ mod cuda {
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 mod wgpu {
     use super::{Api, DeviceInfo};
+    use cubecl::wgpu::{WgpuBackend, WgpuDevice, WgpuDeviceKind as Kind, WgpuRuntime, WgslCompiler};
     use cubecl_common::device::Device as _;
     use cubecl_runtime::runtime::Runtime;
-    use cubecl::wgpu::{WgpuBackend, WgpuDevice, WgpuDeviceKind as Kind, WgpuRuntime, WgslCompiler};
 
     pub(super) fn devices() -> Vec<DeviceInfo> {
         let (api, backend) = if cfg!(target_os = "macos") {
@@ -153,7 +172,8 @@ mod wgpu {
         } else {
             (Api::Vulkan, WgpuBackend::Vulkan)
         };
-        let kinds = [Kind::DiscreteGpu(0), Kind::IntegratedGpu(0), Kind::VirtualGpu(0), Kind::Other(0), Kind::Cpu];
+        let kinds =
+            [Kind::DiscreteGpu(0), Kind::IntegratedGpu(0), Kind::VirtualGpu(0), Kind::Other(0), Kind::Cpu];
         let mut found = Vec::new();
         for kind in kinds {
             let software = kind == Kind::Cpu;

@@ -154,7 +154,8 @@ impl Gpu {
             stride,
             clamp: Real::new(ffn.clamp),
         };
-        let hidden = &self.scratch.hidden;
+        self.halve(x);
+        let (hidden, hidden_stride) = (&grouped.hidden, self.shape.expert_width.next_multiple_of(64));
         let (words, shared) = (&self.half_words, &ffn.shared);
         let tiles = |is_shared: bool| if is_shared { n.div_ceil(TILE_ROWS) } else { most } as u32;
         // SAFETY: routes are experts; every buffer has a row for every pair, and room for `most` tiles.
@@ -175,33 +176,33 @@ impl Gpu {
             for (gate, up, is_shared) in
                 [(&shared.gate, &shared.up, true), (&ffn.gate.all, &ffn.up.all, false)]
             {
-                let s = shape(is_shared, x.stride, self.shape.expert_width, hidden.stride);
+                let s = shape(is_shared, x.stride, self.shape.expert_width, hidden_stride);
                 self.timer.time(&self.client, "hidden_matmul", || {
                     matmul::hidden_matmul::launch_unchecked(
                         &self.client,
                         CubeCount::new_2d(s.columns.div_ceil(COLUMNS / 2) as u32, tiles(is_shared)),
                         dim,
-                        x.values.arg(16),
+                        x.halves.arg(16),
                         gate.arg(),
                         up.arg(),
                         words.arg(16),
                         grouped.sorted.arg(4),
                         grouped.tiles.arg(4),
                         routes.weights.arg(4),
-                        hidden.values.arg(4),
+                        hidden.arg(2),
                         n as u32,
                         s,
                     )
                 });
             }
             for (down, is_shared) in [(&shared.down, true), (&ffn.down.all, false)] {
-                let s = shape(is_shared, hidden.stride, self.shape.width, y.stride);
+                let s = shape(is_shared, hidden_stride, self.shape.width, y.stride);
                 self.timer.time(&self.client, "down_matmul", || {
                     matmul::down_matmul::launch_unchecked(
                         &self.client,
                         CubeCount::new_2d(s.columns.div_ceil(COLUMNS) as u32, tiles(is_shared)),
                         dim,
-                        hidden.values.arg(16),
+                        hidden.arg(16),
                         down.arg(),
                         words.arg(16),
                         grouped.sorted.arg(4),

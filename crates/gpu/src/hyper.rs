@@ -1,6 +1,6 @@
 //! Embedding, norms and hyper-connections on the device.
 
-use crate::backend::Gpu;
+use crate::backend::{Abilities, Gpu};
 use crate::buffer::Buffer;
 use crate::kernels::common::Real;
 use crate::kernels::hyper::{self, Hyper};
@@ -22,7 +22,7 @@ pub(crate) struct Join {
 pub(crate) const UNITS: u32 = 256;
 
 /// What the hyper-connection kernels are specialised by.
-pub(crate) fn hyper(shape: &Shape, controls: usize, input: usize) -> Hyper {
+pub(crate) fn hyper(shape: &Shape, abilities: &Abilities, controls: usize, input: usize) -> Hyper {
     Hyper {
         n: shape.streams,
         d: shape.width,
@@ -32,10 +32,16 @@ pub(crate) fn hyper(shape: &Shape, controls: usize, input: usize) -> Hyper {
         controls,
         input,
         part: 64,
+        units: row_units(shape.width, abilities),
         sinkhorn: shape.sinkhorn,
         norm_eps: Real::new(shape.norm_eps),
         eps: Real::new(shape.hc_eps),
     }
+}
+
+/// Units of a cube that handles a row of so many values: one for each four, so that all are loaded at once.
+fn row_units(width: usize, abilities: &Abilities) -> usize {
+    (width / 4).next_power_of_two().clamp(64, abilities.units.min(1024) as usize)
 }
 
 /// Cubes for `units` units along x.
@@ -58,13 +64,40 @@ impl Gpu {
         unsafe {
             match table.format {
                 Format::F16 => hyper::embed::launch_unchecked::<f16>(
-                    client, count, dim, table.quants.arg(8), plan, values, d, copies, stride, padded,
+                    client,
+                    count,
+                    dim,
+                    table.quants.arg(8),
+                    plan,
+                    values,
+                    d,
+                    copies,
+                    stride,
+                    padded,
                 ),
                 Format::Q8 => hyper::embed_q8::launch_unchecked(
-                    client, count, dim, table.quants.arg(4), table.scales.arg(2), plan, values, d, copies, stride,
+                    client,
+                    count,
+                    dim,
+                    table.quants.arg(4),
+                    table.scales.arg(2),
+                    plan,
+                    values,
+                    d,
+                    copies,
+                    stride,
                 ),
                 _ => hyper::embed::launch_unchecked::<f32>(
-                    client, count, dim, table.quants.arg(16), plan, values, d, copies, stride, padded,
+                    client,
+                    count,
+                    dim,
+                    table.quants.arg(16),
+                    plan,
+                    values,
+                    d,
+                    copies,
+                    stride,
+                    padded,
                 ),
             }
         }
@@ -74,7 +107,7 @@ impl Gpu {
     #[allow(unsafe_code)]
     fn control(&self, n: usize, streams: &Rows, join: Option<&Join>, matrix: Option<&Matrix>) -> Hyper {
         let controls = matrix.map_or(0, |m| m.rows);
-        let s = hyper(&self.shape, controls, matrix.map_or(0, |m| m.format.padded(m.input)));
+        let s = hyper(&self.shape, &self.abilities, controls, matrix.map_or(0, |m| m.format.padded(m.input)));
         let nothing = &self.nothing;
         let (y, mix) = join.map_or((&nothing[0], &nothing[1]), |j| (&j.y, &j.mix));
         let half = matrix.is_some_and(|m| m.format == Format::F16);
@@ -124,7 +157,7 @@ impl Gpu {
                 hyper::hc_mix::launch_unchecked(
                     &self.client,
                     CubeCount::new_2d(n as u32, 2),
-                    CubeDim::new_1d(UNITS),
+                    CubeDim::new_1d(s.units as u32),
                     streams.values.arg(16),
                     self.scratch.partial.arg(4),
                     hc.affine.values.arg(4),
@@ -162,7 +195,7 @@ impl Gpu {
                 hyper::hc_head::launch_unchecked(
                     &self.client,
                     CubeCount::new_1d(n as u32),
-                    CubeDim::new_1d(UNITS),
+                    CubeDim::new_1d(s.units as u32),
                     streams.values.arg(16),
                     self.scratch.partial.arg(4),
                     head.affine.values.arg(4),
@@ -243,6 +276,27 @@ impl Gpu {
         }
     }
 
+    /// Makes the f16 form of rows that lack it.
+    #[allow(unsafe_code)]
+    pub(crate) fn halve(&self, x: &Rows) {
+        if !x.claim_halves() {
+            return;
+        }
+        // SAFETY: whole rows.
+        unsafe {
+            self.timer.time(&self.client, "halve", || {
+                hyper::halve::launch_unchecked(
+                    &self.client,
+                    CubeCount::new_2d(cubes(x.stride / 4, UNITS), x.n as u32),
+                    CubeDim::new_1d(UNITS),
+                    x.values.arg(16),
+                    x.halves.arg(8),
+                    (x.stride / 4) as u32,
+                )
+            });
+        }
+    }
+
     #[allow(unsafe_code)]
     pub(crate) fn draft_input_step(&mut self, mtp: &Mtp<Gpu>, table: &Matrix, streams: &mut Rows) {
         self.finish_join(streams);
@@ -276,7 +330,7 @@ impl Gpu {
             });
         }
         self.project_step(stream, &mut [(&mtp.h_proj, h)]);
-        let s = hyper(&self.shape, 0, 0);
+        let s = hyper(&self.shape, &self.abilities, 0, 0);
         streams.take(n, copies * d);
         // SAFETY: sizes are those of the shape.
         unsafe {

@@ -133,7 +133,9 @@ pub(crate) fn pack(
         (scales, sub) = (rest_scales, rest_sub);
         rows.push((bytes, RowOut { quants, scales: row_scales, sub: row_sub }));
     }
-    rows.into_par_iter().with_min_len(16).try_for_each(|(bytes, out)| pack_row(tensor, format, input, bytes, out))
+    rows.into_par_iter()
+        .with_min_len(16)
+        .try_for_each(|(bytes, out)| pack_row(tensor, format, input, bytes, out))
 }
 
 fn blocks<'a, B: bytemuck::AnyBitPattern>(tensor: &Tensor, bytes: &'a [u8]) -> Result<&'a [B], BackendError> {

@@ -83,7 +83,11 @@ impl Gpu {
         let per_plane = if columns <= 4 { 4 } else { 2 };
         let per_cube = planes * per_plane;
         let certain = self.abilities.tile.is_some();
-        if !certain || x.n > self.abilities.few || !per_cube.is_multiple_of(32) || !group.is_multiple_of(per_cube) {
+        if !certain
+            || x.n > self.abilities.few
+            || !per_cube.is_multiple_of(32)
+            || !group.is_multiple_of(per_cube)
+        {
             return false;
         }
         if w.format.int8() && !x.quantized {
@@ -116,7 +120,8 @@ impl Gpu {
     pub(crate) fn tiling(&self, n: usize, rows: usize, planes_m: usize) -> Option<Tiling> {
         let (side, plane) = (self.abilities.tile?, self.abilities.plane as usize);
         let planes = matmul::UNITS / plane;
-        let tiling = Tiling { side, rows, planes_m, planes_n: planes / planes_m.min(planes), plane };
+        let buffers = if self.abilities.shared >= 64 << 10 { 2 } else { 1 };
+        let tiling = Tiling { side, rows, planes_m, planes_n: planes / planes_m.min(planes), plane, buffers };
         let whole = planes_m * tiling.planes_n == planes && tiling.m() > 0 && tiling.n() > 1;
         (n > self.abilities.few && whole).then_some(tiling)
     }
@@ -132,7 +137,7 @@ impl Gpu {
                     &self.client,
                     CubeCount::new_2d(w.rows.div_ceil(COLUMNS) as u32, x.n.div_ceil(tiling.rows) as u32),
                     CubeDim::new_1d(matmul::UNITS as u32),
-                    x.values.arg(16),
+                    x.halves.arg(16),
                     w.arg(),
                     self.half_words.arg(16),
                     out.values.arg(4),
@@ -149,6 +154,7 @@ impl Gpu {
         if let Some(tiling) = self.tiling(x.n, 128, 4)
             && jobs.iter().all(|(w, _, group)| *group == w.rows || group.is_multiple_of(COLUMNS))
         {
+            self.halve(x);
             jobs.iter().for_each(|(w, out, group)| self.products_of_many(x, w, out, *group, tiling));
             return;
         }
@@ -160,7 +166,15 @@ impl Gpu {
         let mut args = SequenceArg::new();
         for (w, out, group) in jobs {
             let per_plane = rows_per_plane(w.units(), self.abilities.plane, columns, *group);
-            args.push(JobLaunch::new(w.arg(), out.values.arg(4), first, w.rows, out.stride, *group, per_plane));
+            args.push(JobLaunch::new(
+                w.arg(),
+                out.values.arg(4),
+                first,
+                w.rows,
+                out.stride,
+                *group,
+                per_plane,
+            ));
             first += self.plane_cubes(w.rows, per_plane);
         }
         let tables = jobs.iter().any(|(w, ..)| w.format == Format::Iq2);

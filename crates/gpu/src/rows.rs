@@ -4,6 +4,7 @@ use crate::buffer::Buffer;
 use crate::kernels::dot::{InputLaunch, OutputLaunch, WeightsLaunch};
 use crate::layout::Format;
 use cubecl::client::Client;
+use std::cell::Cell;
 
 /// Activations `[capacity, width]`, of which the first `n` rows are in use, with room for their int8 form.
 pub struct Rows {
@@ -17,6 +18,10 @@ pub struct Rows {
     sums: Buffer,
     /// Whether the int8 form is that of the values.
     pub(crate) quantized: bool,
+    /// The values in f16, for the matrix units.
+    pub(crate) halves: Buffer,
+    /// Whether they are those of the values.
+    halved: Cell<bool>,
 }
 
 impl Rows {
@@ -27,7 +32,8 @@ impl Rows {
         let capacity = if capacity > 16 { capacity.next_multiple_of(128) } else { capacity };
         let values = 4 * (capacity * stride) as u64;
         // What lies between width and stride is read as zeros.
-        let buffer = |bytes| if stride == width { Buffer::new(client, bytes) } else { Buffer::zeroed(client, bytes) };
+        let buffer =
+            |bytes| if stride == width { Buffer::new(client, bytes) } else { Buffer::zeroed(client, bytes) };
         let form = |part: u64| buffer(if quants { values / part } else { 0 });
         Rows {
             width,
@@ -38,6 +44,8 @@ impl Rows {
             scales: form(32),
             sums: form(16),
             quantized: false,
+            halves: buffer(if capacity > 16 { values / 2 } else { 0 }),
+            halved: Cell::new(false),
         }
     }
 
@@ -54,8 +62,8 @@ impl Rows {
 
     /// As an output of `n` rows, which a kernel will fill in both forms if `quantize`.
     pub(crate) fn output(&mut self, n: usize, quantize: bool) -> OutputLaunch {
-        self.n = n;
-        self.quantized = quantize;
+        (self.n, self.quantized) = (n, quantize);
+        self.halved.set(false);
         self.form(quantize)
     }
 
@@ -79,6 +87,12 @@ impl Rows {
     pub(crate) fn take(&mut self, n: usize, width: usize) {
         debug_assert!(width <= self.stride);
         (self.n, self.width, self.quantized) = (n, width, false);
+        self.halved.set(false);
+    }
+
+    /// Whether the f16 form has yet to be made; it counts as made then.
+    pub(crate) fn claim_halves(&self) -> bool {
+        !self.halved.replace(true)
     }
 }
 
@@ -90,6 +104,8 @@ pub struct Matrix {
     pub(crate) format: Format,
     pub(crate) rows: usize,
     pub(crate) input: usize,
+    /// Units of a plane of the device, where that is certain; else 0.
+    pub(crate) plane: usize,
 }
 
 impl Matrix {
@@ -106,12 +122,14 @@ impl Matrix {
             sub.into_iter().collect(),
             self.format,
             self.format.padded(self.input),
+            self.plane,
         )
     }
 
     /// Buffers of an argument.
     pub(crate) fn buffers(&self) -> usize {
-        1 + usize::from(self.format.scales(self.input) > 0) + usize::from(self.format.sub_bytes(self.input) > 0)
+        1 + usize::from(self.format.scales(self.input) > 0)
+            + usize::from(self.format.sub_bytes(self.input) > 0)
     }
 
     /// 16-byte units of quants of a row.

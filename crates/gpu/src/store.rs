@@ -2,7 +2,8 @@
 
 use crate::buffer::Buffer;
 use crate::kernels::cache::{
-    KEY_SCALES, KEYS, OPEN_KEYS, OPEN_ROWS, PARTS, ROW_SCALES, ROWS, RowShape, Rounding, WINDOW, WINDOW_SCALES,
+    KEY_SCALES, KEYS, OPEN_KEYS, OPEN_ROWS, PARTS, ROW_SCALES, ROWS, Rounding, RowShape, WINDOW,
+    WINDOW_SCALES,
 };
 use crate::kernels::common::Real;
 use cubecl::client::Client;

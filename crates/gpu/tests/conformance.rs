@@ -3,10 +3,10 @@
 #![cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 #![allow(clippy::panic, clippy::print_stdout)]
 
-use ds4_gpu::{Gpu, Options, devices};
+use ds4_gpu::{DeviceInfo, Gpu, Options, devices};
 use ds4_model::{BackendError, Shape};
 use ds4_testkit::backend_conformance;
-use ds4_testkit::conformance::{Agreement, MakeBackend};
+use ds4_testkit::conformance::MakeBackend;
 
 /// The machine's first GPU, or what acts as one.
 struct OnGpu;
@@ -16,6 +16,10 @@ impl MakeBackend for OnGpu {
 
     fn make(&self, shape: &Shape, exact: bool, max_rows: usize) -> Result<Gpu, BackendError> {
         Gpu::new(shape, &devices(), Options { exact, max_rows, ..Options::default() })
+    }
+
+    fn few_rows(&self) -> Option<usize> {
+        devices().first().and_then(DeviceInfo::few_rows)
     }
 }
 

@@ -1,17 +1,17 @@
 //! Every kernel, with the very comptime arguments that the forward pass gives it, compiles to Metal's language and
 //! keeps within Metal's limits. No Mac is needed: the passes run on a device that compiles and does not compute.
 //! With `DS4_METAL_SOURCES=FOLDER` the sources are written there.
-#![allow(clippy::panic, clippy::unwrap_used)]
+#![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
 
 #[path = "metal/device.rs"]
 mod device;
 
 use cubecl::client::Client;
 use device::Launched;
-use ds4_gguf::{Gguf, Metadata, Part, TensorType};
+use ds4_gguf::{Gguf, Metadata, Part, TensorInfo, TensorType};
 use ds4_gpu::{Api, DeviceInfo, Gpu, Options};
 use ds4_model::cache::{KvFormat, Layout};
-use ds4_model::{Backend, Logits, Model, NoTap, Pass, Run, Shape, Want};
+use ds4_model::{Backend, Logits, Model, NoTap, Pass, Run, Shape, Tap, Want};
 use ds4_testkit::{Fixture, Synthetic};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -20,7 +20,12 @@ use std::sync::Arc;
 /// Rows of the largest pass, as in the program.
 const ROWS: usize = 2048;
 /// Two whole chunks, after which rows are selected at Flash's shape, and some tokens more.
-const CONTEXT: usize = 2 * ROWS + 64;
+const CONTEXT: usize = 2 * ROWS + 128;
+
+/// All formats of the cache, the usual one first.
+const FORMATS: [KvFormat; 3] = [KvFormat::Packed, KvFormat::Rounded, KvFormat::Plain];
+/// The usual one.
+const USUAL: &[KvFormat] = &[KvFormat::Packed];
 
 /// Slots for buffers of a kernel, less the two that `wgpu` keeps for itself.
 const MOST_BUFFERS: usize = 29;
@@ -31,32 +36,48 @@ const MOST_UNITS: u32 = 1024;
 /// Cubes along a dimension.
 const MOST_CUBES: u32 = 0xFFFF;
 
+/// Looks at every step.
+struct Watch;
+
+impl Tap for Watch {
+    fn rows(&mut self, _: &str, _: usize, _: &[f32]) {}
+}
+
 /// Runs passes of every form over a model.
-fn run(client: &Client, file: &Gguf, draft: Option<&Gguf>, exact: bool) {
+fn run(client: &Client, file: &Gguf, draft: Option<&Gguf>, exact: bool, formats: &[KvFormat]) {
     let shape = Shape::from_gguf(file).unwrap();
     let devices = [DeviceInfo::of_client(Api::Metal, client.clone())];
     let options = Options { exact, max_rows: ROWS, ..Options::default() };
     let mut gpu = Gpu::new(&shape, &devices, options).unwrap();
     let model = Model::load(&mut gpu, file, draft).unwrap();
     let mut pass = Pass::new(&mut gpu, &shape, ROWS).unwrap();
-    for format in [KvFormat::Plain, KvFormat::Rounded, KvFormat::Packed] {
+    // Prefill; few rows, with and without the matrix units; steps, of which some are replayed.
+    let unseen = [ROWS, ROWS, 17, 16, 8, 4, 3, 2, 1, 1, 1, 1].map(|n| (n, false));
+    let seen = [17, 1].map(|n| (n, true));
+    for &format in formats {
         let layout = Layout::new(&shape, format, draft.is_some(), CONTEXT, ROWS);
         let mut store = gpu.store(&layout).unwrap();
         let mut logits = Logits::default();
         let tokens = vec![1; ROWS];
         let mut start = 0;
-        // Prefill; few rows, with and without the matrix units; steps, of which some are replayed.
-        for n in [ROWS, ROWS, 17, 8, 4, 3, 2, 1, 1, 1, 1] {
+        for (n, seen) in unseen.into_iter().chain(seen) {
             let want = if n == ROWS { Want::Last } else { Want::All };
+            let tap: &mut (dyn Tap + Send) = if seen { &mut Watch } else { &mut NoTap };
             let mut runs = [Run { store: &mut store, start, tokens: &tokens[..n], want }];
-            pass.forward(&model, &mut gpu, &layout, &mut runs, &mut logits, &mut NoTap).unwrap();
+            pass.forward(&model, &mut gpu, &layout, &mut runs, &mut logits, tap).unwrap();
             if draft.is_some() {
-                pass.draft(&model, &mut gpu, &layout, &mut runs, &mut logits, &mut NoTap).unwrap();
+                pass.draft(&model, &mut gpu, &layout, &mut runs, &mut logits, tap).unwrap();
             }
             start += n;
         }
     }
     gpu.bandwidth();
+}
+
+/// A tensor of zeros.
+fn zeros(name: String, ty: TensorType, dims: Vec<u64>) -> Part {
+    let bytes = dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes();
+    Part { name, dims, ty, data: Arc::new(vec![0; bytes as usize]) }
 }
 
 /// A draft block for a model, of the first layer's types and dimensions.
@@ -71,38 +92,64 @@ fn draft(file: &Gguf) -> Gguf {
         let head = || t.name.strip_prefix("output_hc_").map(|name| format!("hc_head_{name}"));
         Some((layer.or_else(head)?, t.ty, t.dims.clone()))
     });
-    let part = |(name, ty, dims): (String, TensorType, Vec<u64>)| {
-        let bytes = dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes();
-        Part { name: format!("mtp.0.{name}"), dims, ty, data: Arc::new(vec![0; bytes as usize]) }
+    let parts = own.chain(others).map(|(name, ty, dims)| zeros(format!("mtp.0.{name}"), ty, dims));
+    Gguf::from_parts("draft", Metadata::default(), parts.collect()).unwrap()
+}
+
+/// The model with its routed experts, and everything else in Q8_0, in another type.
+fn retyped(file: &Gguf, experts: TensorType, others: TensorType) -> Gguf {
+    let part = |t: &TensorInfo| {
+        let ty = match t.ty {
+            _ if t.name.contains("_exps.") => experts,
+            TensorType::Q8_0 => others,
+            TensorType::F16 if t.name.starts_with("token_embd") => TensorType::Q8_0,
+            ty => ty,
+        };
+        zeros(t.name.clone(), ty, t.dims.clone())
     };
-    Gguf::from_parts("draft", Metadata::default(), own.chain(others).map(part).collect()).unwrap()
+    let parts = file.tensors().iter().map(part).collect();
+    Gguf::from_parts("retyped", file.metadata().clone(), parts).unwrap()
 }
 
 /// Flash's shape; no model has all of it, which would take minutes to convert.
 fn flash(client: &Client) {
     // Layers of all kinds: sliding, indexed, compressed; routed by token and by score.
-    let flash = Synthetic::flash(4);
-    let synthetic = |s: Synthetic, exact: bool| {
-        let file = s.model().unwrap();
-        let draft = (s.experts < 256).then(|| draft(&file));
-        run(client, &file, draft.as_ref(), exact);
-    };
-    // Whole layers.
-    synthetic(Synthetic { vocab: 512, ..flash }, false);
-    synthetic(Synthetic { vocab: 512, experts: 8, ..flash }, true);
-    // The router of all experts, without their size.
-    synthetic(Synthetic { vocab: 512, expert_width: 256, ..flash }, true);
-    // The vocabulary.
-    synthetic(Synthetic { layers: 1, experts: 8, ..flash }, false);
-    synthetic(Synthetic { layers: 1, experts: 8, ..flash }, true);
+    let flash = Synthetic { vocab: 512, ..Synthetic::flash(4) };
+    run(client, &flash.model().unwrap(), None, false, USUAL);
+    // With few experts, and a draft block.
+    let few = Synthetic { experts: 8, ..flash }.model().unwrap();
+    for exact in [false, true] {
+        run(client, &few, Some(&draft(&few)), exact, &FORMATS);
+    }
+    // In the other types that a file may have.
+    for (experts, others) in [
+        (TensorType::Q4K, TensorType::Q4K),
+        (TensorType::Q8_0, TensorType::Q2K),
+        (TensorType::F16, TensorType::Iq2Xxs),
+        (TensorType::Q2K, TensorType::F16),
+    ] {
+        run(client, &retyped(&few, experts, others), None, false, USUAL);
+    }
+    // The router of all experts, without their size, in exact mode.
+    run(client, &Synthetic { expert_width: 256, layers: 1, ..flash }.model().unwrap(), None, true, USUAL);
+    // The whole vocabulary.
+    let vocab = Synthetic { layers: 1, experts: 8, ..Synthetic::flash(1) }.model().unwrap();
+    for exact in [false, true] {
+        run(client, &vocab, None, exact, USUAL);
+    }
 }
 
-fn fixtures(client: &Client) {
+/// The models in the repository.
+fn small_models(client: &Client) {
+    let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/ds4-nano/ds4-nano.gguf");
+    let mut models = vec![(Gguf::open(nano).unwrap(), None)];
     for name in ["dev-f16", "dev-q2mix"] {
         let fixture = Fixture::shipped(name);
-        let (file, draft) = (fixture.model().unwrap(), fixture.draft().unwrap());
-        for exact in [true, false] {
-            run(client, &file, draft.as_ref(), exact);
+        models.push((fixture.model().unwrap(), fixture.draft().unwrap()));
+    }
+    for (file, draft) in models {
+        for exact in [false, true] {
+            run(client, &file, draft.as_ref(), exact, &FORMATS);
         }
     }
 }
@@ -155,17 +202,23 @@ fn write_sources(folder: &Path, kernels: &[Launched]) {
 #[test]
 fn every_kernel_compiles_for_metal() {
     let client = device::client();
-    fixtures(&client);
+    small_models(&client);
     flash(&client);
     let kernels = device::kernels(&client);
     if let Ok(folder) = std::env::var("DS4_METAL_SOURCES") {
         write_sources(Path::new(&folder), &kernels);
     }
-    let launched: BTreeSet<_> = kernels.iter().map(|k| k.path.clone()).collect();
-    assert_eq!(launched, declared(), "kernels that these passes launch, and those that exist");
-    let wrong: Vec<String> = kernels
+    let buffers = kernels.iter().map(|k| k.buffers).max();
+    let shared = kernels.iter().filter_map(|k| Some(k.compiled.as_ref().ok()?.shared)).max();
+    println!(
+        "{} kernels, at most {buffers:?} buffers and {shared:?} bytes of threadgroup memory",
+        kernels.len()
+    );
+    let mut wrong: Vec<String> = kernels
         .iter()
         .flat_map(|k| problems(k).into_iter().map(move |p| format!("{}: {p}\n  {}", k.path, k.id)))
         .collect();
-    assert!(wrong.is_empty(), "{} of {} kernels:\n{}", wrong.len(), kernels.len(), wrong.join("\n"));
+    let launched: BTreeSet<_> = kernels.iter().map(|k| k.path.clone()).collect();
+    wrong.extend(declared().difference(&launched).map(|path| format!("{path}: no pass here launches it")));
+    assert!(wrong.is_empty(), "{} problems of {} kernels:\n{}", wrong.len(), kernels.len(), wrong.join("\n"));
 }

@@ -36,7 +36,9 @@ fn compare(fixture: &str, exact: bool, kv: KvFormat, chunk: usize, tolerance: f3
         let mut worst = 0f32;
         for p in 0..200 {
             let pairs = cpu.row(name, p).iter().zip(gpu.row(name, p));
-            worst = pairs.map(|(a, b)| (a - b).abs()).fold(worst, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) });
+            worst = pairs
+                .map(|(a, b)| (a - b).abs())
+                .fold(worst, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) });
         }
         if !(worst <= tolerance) {
             wrong += &format!("{name}: {worst:.2e}\n");

@@ -128,7 +128,12 @@ impl<B: Backend> Pass<B> {
         backend.scope(|b| {
             let mut cx = Context { b, runs, tap };
             let w = &model.weights;
-            let steps = cx.b.begin(PassForm { draft: false, observed: cx.tap.on() }, &self.plan, cx.runs, &self.streams)?;
+            let steps = cx.b.begin(
+                PassForm { draft: false, observed: cx.tap.on() },
+                &self.plan,
+                cx.runs,
+                &self.streams,
+            )?;
             if steps == Steps::Needed {
                 cx.b.embed(&w.embed, &self.plan, &mut self.streams);
                 self.see(&mut cx, "embed", |p| &p.streams)?;
@@ -161,7 +166,12 @@ impl<B: Backend> Pass<B> {
         }
         backend.scope(|b| {
             let mut cx = Context { b, runs, tap };
-            let steps = cx.b.begin(PassForm { draft: true, observed: cx.tap.on() }, &self.plan, cx.runs, &self.streams)?;
+            let steps = cx.b.begin(
+                PassForm { draft: true, observed: cx.tap.on() },
+                &self.plan,
+                cx.runs,
+                &self.streams,
+            )?;
             if steps == Steps::Needed {
                 let l = model.shape.layers.len();
                 cx.b.draft_input(mtp, &model.weights.embed, &self.plan, &mut self.streams);

@@ -1,10 +1,9 @@
 //! Queries and attention over the cache, in f32 (A.5).
 
-use super::cache::{
-    ROW_SCALES, ROWS, RowShape, Rounding, WINDOW, WINDOW_SCALES, fp8_value, part_of,
-};
+use super::cache::{ROW_SCALES, ROWS, Rounding, RowShape, WINDOW, WINDOW_SCALES, fp8_value, part_of};
 use super::common::{Real, cube_sum, cube_sum_unrolled, rms_scale, store_four};
 use super::dot::{Four, Output, dot_four};
+use super::hyper::MOST_PLANES;
 use cubecl::prelude::*;
 
 /// Turns the pairs of four channels.
@@ -40,7 +39,7 @@ pub fn rotate_queries(
     let row = CUBE_POS_Y as usize;
     let fours = comptime!(width / 4);
     let head = row * comptime!(stride / 4) + CUBE_POS_X as usize * fours;
-    let mut scratch = Shared::<[f32]>::new_slice(64usize);
+    let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
     let mut sum = 0.0f32;
     let mut k = UNIT_POS as usize;
     while k < fours {
@@ -176,7 +175,7 @@ pub fn attend(
     let (position, base) = (plan[4 * row + 1], plan[4 * row + 2]);
     let fours = comptime!(s.row.width / 4);
     let scale = comptime!((s.row.width as f32).powf(-0.5));
-    let mut scratch = Shared::<[f32]>::new_slice(64usize);
+    let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
     let seen = seen(position, s);
     let window = part_of(arena, base, layer, comptime!(WINDOW));
     let window_scales = part_of(arena, base, layer, comptime!(WINDOW_SCALES));
@@ -230,7 +229,8 @@ pub fn attend(
         let valid = k < fours;
         let mut v = acc[h] * Four::new(inv);
         if valid && k >= comptime!(s.row.codes() / 4) {
-            let at = first_angle as usize + row * comptime!(s.row.rotary) + 4 * (k - comptime!(s.row.codes() / 4));
+            let at =
+                first_angle as usize + row * comptime!(s.row.rotary) + 4 * (k - comptime!(s.row.codes() / 4));
             v = rotate_four(v, angles, at, true);
         }
         store_four(&mut out, row, head * fours + k, v, valid);

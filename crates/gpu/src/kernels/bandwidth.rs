@@ -13,7 +13,8 @@ pub fn sum(data: &[Quad], out: &mut [u32]) {
         total += (data[i] ^ data[i + step]) + (data[i + 2 * step] ^ data[i + 3 * step]);
         i += 4 * step;
     }
-    let sum = (total.extract(0usize) ^ total.extract(1usize)) + (total.extract(2usize) ^ total.extract(3usize));
+    let sum =
+        (total.extract(0usize) ^ total.extract(1usize)) + (total.extract(2usize) ^ total.extract(3usize));
     if sum == 0x1234_5678 {
         out[CUBE_POS_X as usize] = sum;
     }

@@ -6,7 +6,7 @@
 
 use super::common::{Real, cube_sum, rms_scale, round_even};
 use super::dot::{Four, Output};
-use super::hyper::norm_row;
+use super::hyper::{MOST_PLANES, norm_row};
 use cubecl::prelude::*;
 
 /// Units of a cube that handles a row.
@@ -86,7 +86,7 @@ fn finish_row(
     scales_at: u32,
     #[comptime] s: RowShape,
 ) {
-    let mut scratch = Shared::<[f32]>::new_slice(64usize);
+    let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
     let mut sum = 0.0f32;
     let mut k = UNIT_POS as usize;
     while k < comptime!(s.width) {
@@ -114,14 +114,15 @@ fn finish_row(
     if comptime!(s.keys && s.rounding != Rounding::None) {
         hadamard(row, 0usize, UNIT_POS as usize, CUBE_DIM as usize, s.width);
     }
+    let exponents = block_exponents(&*row, s);
     match comptime!(s.rounding) {
         Rounding::None => store_plain(&*row, arena, at, s),
-        Rounding::Float => store_rounded(&*row, arena, at, s),
+        Rounding::Float => store_rounded(&*row, &exponents, arena, at, s),
         Rounding::Packed => {
             if comptime!(s.keys) {
-                store_fp4(&*row, arena, at, scales_at, s);
+                store_fp4(&*row, &exponents, arena, at, scales_at, s);
             } else {
-                store_fp8(&*row, arena, at, scales_at, s);
+                store_fp8(&*row, &exponents, arena, at, scales_at, s);
             }
         }
     }
@@ -153,6 +154,37 @@ pub fn hadamard(row: &mut Shared<[f32]>, first: usize, unit: usize, units: usize
     sync_cube();
 }
 
+/// Scale bytes of a row's blocks, in shared memory. The whole cube takes part.
+#[cube]
+fn block_exponents(row: &Shared<[f32]>, #[comptime] s: RowShape) -> Shared<[u32]> {
+    let (len, end) = comptime!(if s.keys { (32usize, s.width) } else { (64usize, s.codes()) });
+    let eighths = comptime!(end.div_ceil(8));
+    let mut maxima = Shared::<[f32]>::new_slice(eighths);
+    let mut exponents = Shared::<[u32]>::new_slice(comptime!(end.div_ceil(len)));
+    let mut k = UNIT_POS as usize;
+    while k < eighths {
+        let mut max = 0.0f32;
+        #[unroll]
+        for i in 0..8usize {
+            max = f32::max(max, f32::abs(row[usize::min(8 * k + i, comptime!(end - 1))]));
+        }
+        maxima[k] = max;
+        k += CUBE_DIM as usize;
+    }
+    sync_cube();
+    k = UNIT_POS as usize;
+    if k < comptime!(end.div_ceil(len)) {
+        let mut max = 0.0f32;
+        #[unroll]
+        for i in 0..comptime!(len / 8) {
+            max = f32::max(max, maxima[usize::min(k * comptime!(len / 8) + i, comptime!(eighths - 1))]);
+        }
+        exponents[k] = if comptime!(s.keys) { fp4_scale(max) } else { fp8_scale(max) };
+    }
+    sync_cube();
+    exponents
+}
+
 #[cube]
 fn store_plain(row: &Shared<[f32]>, arena: &mut [u32], at: u32, #[comptime] s: RowShape) {
     let mut k = UNIT_POS as usize;
@@ -163,18 +195,24 @@ fn store_plain(row: &Shared<[f32]>, arena: &mut [u32], at: u32, #[comptime] s: R
 }
 
 #[cube]
-fn store_rounded(row: &Shared<[f32]>, arena: &mut [u32], at: u32, #[comptime] s: RowShape) {
+fn store_rounded(
+    row: &Shared<[f32]>,
+    exponents: &Shared<[u32]>,
+    arena: &mut [u32],
+    at: u32,
+    #[comptime] s: RowShape,
+) {
     #[unroll]
     for step in 0..comptime!(s.width.div_ceil(UNITS)) {
         let k = UNIT_POS as usize + comptime!(step * UNITS);
         if k < comptime!(s.width) {
             let mut v = row[k];
             if comptime!(s.keys) {
-                let e = fp4_scale(block_max(row, k / 32 * 32, 32usize, comptime!(s.width)));
+                let e = exponents[k / 32];
                 let scale = f32::reinterpret(e << 23);
                 v = fp4_value(fp4_code(v / scale)) * scale;
             } else if k < comptime!(s.codes()) {
-                let e = fp8_scale(block_max(row, k / 64 * 64, 64usize, comptime!(s.codes())));
+                let e = exponents[k / 64];
                 let scale = f32::reinterpret(e << 23);
                 v = fp8_value(fp8_code(v / scale)) * scale;
             }
@@ -262,7 +300,14 @@ pub fn fp4_value(code: u32) -> f32 {
 }
 
 #[cube]
-fn store_fp8(row: &Shared<[f32]>, arena: &mut [u32], at: u32, scales_at: u32, #[comptime] s: RowShape) {
+fn store_fp8(
+    row: &Shared<[f32]>,
+    exponents: &Shared<[u32]>,
+    arena: &mut [u32],
+    at: u32,
+    scales_at: u32,
+    #[comptime] s: RowShape,
+) {
     let codes = comptime!(s.codes());
     #[unroll]
     for step in 0..comptime!(s.words.div_ceil(UNITS)) {
@@ -270,7 +315,7 @@ fn store_fp8(row: &Shared<[f32]>, arena: &mut [u32], at: u32, scales_at: u32, #[
         if k < comptime!(s.words) {
             let mut word = 0u32;
             if k < codes / 4 {
-                let e = fp8_scale(block_max(row, k / 16 * 64, 64usize, codes));
+                let e = exponents[k / 16];
                 // The reciprocal of a power of two is exact.
                 let inv = f32::reinterpret((254 - e) << 23);
                 #[unroll]
@@ -291,7 +336,7 @@ fn store_fp8(row: &Shared<[f32]>, arena: &mut [u32], at: u32, scales_at: u32, #[
         for i in 0..4usize {
             let block = 4 * k + i;
             if 64 * block < codes {
-                word |= fp8_scale(block_max(row, 64 * block, 64usize, codes)) << comptime!(8 * i as u32);
+                word |= exponents[block] << comptime!(8 * i as u32);
             }
         }
         arena[scales_at as usize + k] = word;
@@ -306,12 +351,19 @@ fn bf16(v: f32) -> u32 {
 }
 
 #[cube]
-fn store_fp4(row: &Shared<[f32]>, arena: &mut [u32], at: u32, scales_at: u32, #[comptime] s: RowShape) {
+fn store_fp4(
+    row: &Shared<[f32]>,
+    exponents: &Shared<[u32]>,
+    arena: &mut [u32],
+    at: u32,
+    scales_at: u32,
+    #[comptime] s: RowShape,
+) {
     #[unroll]
     for step in 0..comptime!((s.width / 8).div_ceil(UNITS)) {
         let k = UNIT_POS as usize + comptime!(step * UNITS);
         if k < comptime!(s.width / 8) {
-            let e = fp4_scale(block_max(row, k / 4 * 32, 32usize, comptime!(s.width)));
+            let e = exponents[k / 4];
             let inv = f32::reinterpret((254 - e) << 23);
             let mut word = 0u32;
             #[unroll]
@@ -328,8 +380,7 @@ fn store_fp4(row: &Shared<[f32]>, arena: &mut [u32], at: u32, scales_at: u32, #[
         for i in 0..4usize {
             let block = 4 * k + i;
             if 32 * block < comptime!(s.width) {
-                let max = block_max(row, 32 * block, 32usize, comptime!(s.width));
-                word |= fp4_scale(max) << comptime!(8 * i as u32);
+                word |= exponents[block] << comptime!(8 * i as u32);
             }
         }
         arena[scales_at as usize + k] = word;
@@ -370,7 +421,8 @@ fn push_row(w: &WindowRows, r: usize, angles: &[f32], plan: &[u32], arena: &mut 
     sync_cube();
     let slot = position % comptime!(w.ring);
     let at = part_of(&*arena, base, layer, comptime!(WINDOW)) + slot * comptime!(s.words as u32);
-    let scales = part_of(&*arena, base, layer, comptime!(WINDOW_SCALES)) + slot * comptime!(s.scale_words as u32);
+    let scales =
+        part_of(&*arena, base, layer, comptime!(WINDOW_SCALES)) + slot * comptime!(s.scale_words as u32);
     let angle = w.first_angle as usize + r * comptime!(s.rotary);
     finish_row(&mut row, &w.norm, angles, angle, arena, at, scales, s);
 }
@@ -445,7 +497,9 @@ fn compress_row(c: &Compressing, r: usize, angles: &[f32], plan: &[u32], arena: 
                     let channel = select(own, k + comptime!(s.width), k);
                     let mut g = c.ape[(t % ratio) as usize * comptime!(p.channels) + channel];
                     // From before the pass, or of a row of the pass.
-                    let kept = open as usize + (t % comptime!(p.slots)) as usize * comptime!(2 * p.channels) + channel;
+                    let kept = open as usize
+                        + (t % comptime!(p.slots)) as usize * comptime!(2 * p.channels)
+                        + channel;
                     let mut v = f32::reinterpret(arena[kept]);
                     if t >= start {
                         let at = (r - (position - t) as usize) * comptime!(p.stride) + channel;
@@ -510,7 +564,17 @@ pub fn absorb(
                 compress_row(c, r, angles, plan, arena, layer);
                 let mut k = UNIT_POS as usize;
                 while k < comptime!(c.pool.channels) {
-                    keep_value(&c.kv, &c.gate, r, k, plan, arena, layer, comptime!(c.row.keys), comptime!(c.pool));
+                    keep_value(
+                        &c.kv,
+                        &c.gate,
+                        r,
+                        k,
+                        plan,
+                        arena,
+                        layer,
+                        comptime!(c.row.keys),
+                        comptime!(c.pool),
+                    );
                     k += CUBE_DIM as usize;
                 }
             }

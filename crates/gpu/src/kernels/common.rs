@@ -65,13 +65,7 @@ pub fn round_even(x: f32) -> i32 {
 /// Stores four values of a row, and where products want it their int8 form. Consecutive units hold consecutive
 /// fours, eight a block of 32; all units of a plane must call this together.
 #[cube]
-pub fn store_four(
-    out: &mut Output,
-    row: usize,
-    four: usize,
-    value: Four,
-    valid: bool,
-) {
+pub fn store_four(out: &mut Output, row: usize, four: usize, value: Four, valid: bool) {
     if valid {
         out.values[row * comptime!(out.stride / 4) + four] = value;
     }

@@ -43,6 +43,21 @@ pub struct Weights {
     /// Values of a row, padded to whole units.
     #[cube(comptime)]
     pub input: usize,
+    /// Units of a plane, where that is certain; else 0.
+    #[cube(comptime)]
+    pub plane: usize,
+}
+
+/// Units that a lane takes between two turns of its loop: with several, many loads are under way at once. More would
+/// take the compiler long.
+const fn steps(format: Format, input: usize, plane: usize) -> usize {
+    let units = input / format.unit();
+    match plane {
+        0 => 1,
+        _ if units.is_multiple_of(4 * plane) => 4,
+        _ if units.is_multiple_of(2 * plane) => 2,
+        _ => 1,
+    }
 }
 
 /// Activations, in all forms that products want.
@@ -94,19 +109,38 @@ pub fn dot_rows(
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let per_unit = comptime!(w.format.unit());
-    let units = comptime!(w.input / per_unit);
+    let steps = comptime!(steps(w.format, w.input, w.plane));
     let mut u = UNIT_POS_PLANE as usize;
-    while u < units {
-        match comptime!(w.format) {
-            Format::F32 => unit_f32(w, x, first, u, index, offset, acc, rows, columns),
-            Format::F16 => unit_f16(w, x, first, u, index, offset, acc, rows, columns),
-            Format::Q8 => unit_q8(w, x, first, u, index, offset, acc, rows, columns),
-            Format::Iq2 => unit_iq2(w, x, tables, first, u, index, offset, acc, rows, columns),
-            Format::Q2K => unit_q2k(w, x, first, u, index, offset, acc, rows, columns),
-            Format::Q4K => unit_q4k(w, x, first, u, index, offset, acc, rows, columns),
+    while u < comptime!(w.input / w.format.unit()) {
+        #[unroll]
+        for i in 0..steps {
+            let at = u + comptime!(i * w.plane);
+            dot_unit(w, x, tables, first, at, index, offset, acc, rows, columns);
         }
-        u += PLANE_DIM as usize;
+        u += steps * PLANE_DIM as usize;
+    }
+}
+
+#[cube]
+fn dot_unit(
+    w: &Weights,
+    x: &Input,
+    tables: &Tables,
+    first: usize,
+    u: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    match comptime!(w.format) {
+        Format::F32 => unit_f32(w, x, first, u, index, offset, acc, rows, columns),
+        Format::F16 => unit_f16(w, x, first, u, index, offset, acc, rows, columns),
+        Format::Q8 => unit_q8(w, x, first, u, index, offset, acc, rows, columns),
+        Format::Iq2 => unit_iq2(w, x, tables, first, u, index, offset, acc, rows, columns),
+        Format::Q2K => unit_q2k(w, x, first, u, index, offset, acc, rows, columns),
+        Format::Q4K => unit_q4k(w, x, first, u, index, offset, acc, rows, columns),
     }
 }
 
@@ -223,14 +257,20 @@ fn unit_q8(
     }
 }
 
-/// Eight signed bytes of a code: magnitudes from the grid, seven stored signs.
+/// Four signed bytes: magnitudes with the signs in the low four bits of `signs`.
 #[cube]
-fn signed(tables: &Tables, code: u32, signs: u32) -> Vector<u32, Const<2>> {
-    let magnitude = tables.grid[code as usize];
-    let mask = tables.signs[signs as usize];
-    let ones = Vector::<u32, Const<2>>::new(0x0101_0101u32);
+fn signed(magnitudes: u32, signs: u32) -> u32 {
+    // Each bit to the lowest of its own byte: the copies of the product do not meet.
+    let ones = ((signs & 15) * 0x0020_4081) & 0x0101_0101;
     // Two's complement of each byte: no carry crosses bytes, since no magnitude is zero.
-    (magnitude ^ mask) + (mask & ones)
+    (magnitudes ^ (ones * 255)) + ones
+}
+
+/// Eight sign bits of the seven stored ones: the last makes the number of minus signs even.
+#[cube]
+pub fn eight_signs(stored: u32) -> u32 {
+    let seven = stored & 127;
+    seven | ((seven.count_ones() & 1) << 7)
 }
 
 #[cube]
@@ -250,7 +290,8 @@ fn unit_iq2(
     #[unroll]
     for r in 0..rows {
         let quad = w.quants.index(0usize)[(first + r) * units + u];
-        let scale = f32::cast_from(w.scales.index(0usize)[(first + r) * comptime!(units / 4) + u / 4]) * 0.125f32;
+        let scale =
+            f32::cast_from(w.scales.index(0usize)[(first + r) * comptime!(units / 4) + u / 4]) * 0.125f32;
         // Two groups of 32 weights: four codes, then signs and a scale.
         #[unroll]
         for g in 0..2usize {
@@ -261,16 +302,16 @@ fn unit_iq2(
             let mut hi = Quad::empty();
             #[unroll]
             for v in 0..2usize {
-                let a = signed(tables, (codes >> comptime!(8 * v as u32)) & 255, (aux >> comptime!(7 * v as u32)) & 127);
-                let b = signed(
-                    tables,
-                    (codes >> comptime!(16 + 8 * v as u32)) & 255,
-                    (aux >> comptime!(14 + 7 * v as u32)) & 127,
+                let a = tables.grid[((codes >> comptime!(8 * v as u32)) & 255) as usize];
+                let b = tables.grid[((codes >> comptime!(16 + 8 * v as u32)) & 255) as usize];
+                let (p, q) = (
+                    eight_signs(aux >> comptime!(7 * v as u32)),
+                    eight_signs(aux >> comptime!(14 + 7 * v as u32)),
                 );
-                lo.insert(comptime!(2 * v), a.extract(0usize));
-                lo.insert(comptime!(2 * v + 1), a.extract(1usize));
-                hi.insert(comptime!(2 * v), b.extract(0usize));
-                hi.insert(comptime!(2 * v + 1), b.extract(1usize));
+                lo.insert(comptime!(2 * v), signed(a.extract(0usize), p));
+                lo.insert(comptime!(2 * v + 1), signed(a.extract(1usize), p >> 4));
+                hi.insert(comptime!(2 * v), signed(b.extract(0usize), q));
+                hi.insert(comptime!(2 * v + 1), signed(b.extract(1usize), q >> 4));
             }
             #[unroll]
             for c in 0..columns {

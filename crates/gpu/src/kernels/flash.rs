@@ -106,7 +106,14 @@ fn pair(a: f32, b: f32) -> u32 {
 
 /// Unpacks a 16-byte vector of a stored row into shared memory: 16 codes, or 8 rotary channels.
 #[cube]
-fn unpack(quad: Quad, exponent: u32, k: usize, row: usize, kv: &mut Shared<[Eight]>, #[comptime] s: FlashShape) {
+fn unpack(
+    quad: Quad,
+    exponent: u32,
+    k: usize,
+    row: usize,
+    kv: &mut Shared<[Eight]>,
+    #[comptime] s: FlashShape,
+) {
     let codes = comptime!(s.attend.row.codes() / 16);
     if k < codes {
         // The block's scale, and 2^8 for the difference of the biases.
@@ -229,7 +236,8 @@ pub fn flash(
             if comptime!(s.rotate) {
                 let four = 2 * k + j;
                 if four >= comptime!(s.attend.row.codes() / 4) {
-                    let at = first_angle as usize + row * comptime!(s.attend.row.rotary)
+                    let at = first_angle as usize
+                        + row * comptime!(s.attend.row.rotary)
                         + 4 * (four - comptime!(s.attend.row.codes() / 4));
                     v = rotate_four(v, angles, at, false);
                 }
@@ -255,7 +263,12 @@ pub fn flash(
     #[unroll]
     for _ in 0..comptime!(s.outputs()) {
         sums.push(cmma::Matrix::<f32>::from_value(
-            cmma::MatrixIdent::Accumulator, side, side, side, cmma::MatrixLayout::Undefined, 0.0f32,
+            cmma::MatrixIdent::Accumulator,
+            side,
+            side,
+            side,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
         ));
     }
     let mut reference = comptime!(-1e30f32).runtime();
@@ -288,24 +301,41 @@ pub fn flash(
         sync_cube();
         // Scores: each plane a part of the depth of one tile of them.
         let dots = cmma::Matrix::<f32>::from_value(
-            cmma::MatrixIdent::Accumulator, side, side, side, cmma::MatrixLayout::Undefined, 0.0f32,
+            cmma::MatrixIdent::Accumulator,
+            side,
+            side,
+            side,
+            cmma::MatrixLayout::Undefined,
+            0.0f32,
         );
         #[unroll]
         for k in 0..comptime!(s.width() / s.side / s.depths()) {
             let at = depth * comptime!(s.width() / 8 / s.depths()) + comptime!(k * s.side / 8);
             let a = load_tile(
-                &queries, at, comptime!(s.side * s.pitch()), cmma::MatrixIdent::A, cmma::MatrixLayout::RowMajor,
-                s.side, comptime!(8 * s.pitch() as u32),
+                &queries,
+                at,
+                comptime!(s.side * s.pitch()),
+                cmma::MatrixIdent::A,
+                cmma::MatrixLayout::RowMajor,
+                s.side,
+                comptime!(8 * s.pitch() as u32),
             );
             let b = load_tile(
-                &kv, score_tile * comptime!(s.side * s.pitch()) + at, comptime!(s.tile * s.pitch()),
-                cmma::MatrixIdent::B, cmma::MatrixLayout::ColMajor, s.side, comptime!(8 * s.pitch() as u32),
+                &kv,
+                score_tile * comptime!(s.side * s.pitch()) + at,
+                comptime!(s.tile * s.pitch()),
+                cmma::MatrixIdent::B,
+                cmma::MatrixLayout::ColMajor,
+                s.side,
+                comptime!(8 * s.pitch() as u32),
             );
             cmma::execute(&a, &b, &dots, &dots);
         }
         let area = comptime!(s.side * s.side);
         cmma::store(
-            &mut scores[plane * area..plane * area + area], &dots, comptime!(s.side as u32),
+            &mut scores[plane * area..plane * area + area],
+            &dots,
+            comptime!(s.side as u32),
             cmma::MatrixLayout::RowMajor,
         );
         sync_cube();
@@ -360,7 +390,10 @@ pub fn flash(
                 let at = out + first_column + comptime!(o * s.side);
                 let length = partial.len();
                 cmma::store(
-                    &mut partial[at..length], sums.index(o), comptime!(s.width() as u32), cmma::MatrixLayout::RowMajor,
+                    &mut partial[at..length],
+                    sums.index(o),
+                    comptime!(s.width() as u32),
+                    cmma::MatrixLayout::RowMajor,
                 );
                 sync_plane();
                 let mut i = UNIT_POS_PLANE as usize;
@@ -372,7 +405,10 @@ pub fn flash(
                 sync_plane();
                 let mut sum = sums.index_mut(o);
                 cmma::load_with_layout(
-                    &mut sum, &partial[at..length], comptime!(s.width() as u32), cmma::MatrixLayout::RowMajor,
+                    &mut sum,
+                    &partial[at..length],
+                    comptime!(s.width() as u32),
+                    cmma::MatrixLayout::RowMajor,
                 );
             }
         }
@@ -380,18 +416,29 @@ pub fn flash(
         for k in 0..comptime!(s.tile / s.side) {
             let mut p = unsafe {
                 cmma::Matrix::<f16>::uninitialized(
-                    cmma::MatrixIdent::A, side, side, side, cmma::MatrixLayout::RowMajor,
+                    cmma::MatrixIdent::A,
+                    side,
+                    side,
+                    side,
+                    cmma::MatrixLayout::RowMajor,
                 )
             };
             cmma::load(
-                &mut p, &weights[comptime!(k * s.side)..comptime!(s.side * (s.tile + 8))], comptime!(s.tile as u32 + 8),
+                &mut p,
+                &weights[comptime!(k * s.side)..comptime!(s.side * (s.tile + 8))],
+                comptime!(s.tile as u32 + 8),
             );
             #[unroll]
             for o in 0..comptime!(s.outputs()) {
                 let at = comptime!(k * s.side * s.pitch() + o * s.side / 8) + first_column / 8;
                 let v = load_tile(
-                    &kv, at, comptime!(s.tile * s.pitch()), cmma::MatrixIdent::B, cmma::MatrixLayout::RowMajor,
-                    s.side, comptime!(8 * s.pitch() as u32),
+                    &kv,
+                    at,
+                    comptime!(s.tile * s.pitch()),
+                    cmma::MatrixIdent::B,
+                    cmma::MatrixLayout::RowMajor,
+                    s.side,
+                    comptime!(8 * s.pitch() as u32),
                 );
                 let sum = sums.index(o);
                 cmma::execute(&p, &v, sum, sum);
@@ -405,7 +452,10 @@ pub fn flash(
     for o in 0..comptime!(s.outputs()) {
         let at = out + first_column + comptime!(o * s.side);
         cmma::store(
-            &mut partial[at..length], sums.index(o), comptime!(s.width() as u32), cmma::MatrixLayout::RowMajor,
+            &mut partial[at..length],
+            sums.index(o),
+            comptime!(s.width() as u32),
+            cmma::MatrixLayout::RowMajor,
         );
     }
     let total = head_sum(weight, s.lanes());

@@ -4,10 +4,8 @@ use super::common::{Real, cube_sum, quantize_four, rms_scale, sigmoid, store_fou
 use super::dot::{Four, Output};
 use cubecl::prelude::*;
 
-/// Units of a cube of [`hc_control`].
-pub const CONTROL_UNITS: usize = 128;
-/// Units of a cube that handles a row.
-pub const ROW_UNITS: usize = 256;
+/// Room for a value of each plane of a cube, whatever the size of planes.
+pub const MOST_PLANES: usize = 256;
 
 /// What the hyper-connection kernels are specialised by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +26,8 @@ pub struct Hyper {
     pub input: usize,
     /// Channels of a cube.
     pub part: usize,
+    /// Units of a cube that handles a row.
+    pub units: usize,
     /// Sinkhorn iterations.
     pub sinkhorn: usize,
     /// Epsilon of the norm.
@@ -145,55 +145,44 @@ pub fn hc_control<E: Float>(
         item += CUBE_DIM as usize;
     }
     sync_cube();
-    let mut acc = Array::<f32>::new(comptime!(s.controls + 1));
-    #[unroll]
-    for m in 0..comptime!(s.controls + 1) {
-        acc[m] = 0.0f32;
-    }
-    item = UNIT_POS as usize;
-    while item < items {
-        let j = item / pairs;
-        let k = base + 2 * (item % pairs);
-        if k < comptime!(s.d) {
-            let a = joined[2 * item];
-            let b = joined[2 * item + 1];
-            if comptime!(join) {
-                streams[streams_row + j * comptime!(s.d) + k] = a;
-                streams[streams_row + j * comptime!(s.d) + k + 1] = b;
+    if comptime!(join) {
+        item = UNIT_POS as usize;
+        while item < items {
+            let k = base + 2 * (item % pairs);
+            if k < comptime!(s.d) {
+                let at = streams_row + item / pairs * comptime!(s.d) + k;
+                streams[at] = joined[2 * item];
+                streams[at + 1] = joined[2 * item + 1];
             }
-            if comptime!(project) {
-                let at = (j * comptime!(s.d) + k) / 2;
-                #[unroll]
-                for m in 0..comptime!(s.controls) {
-                    let w = Vector::<f32, Const<2>>::cast_from(control[comptime!(m * s.input / 2) + at]);
-                    acc[m] += w.extract(0usize) * a + w.extract(1usize) * b;
-                }
-                acc[comptime!(s.controls)] += a * a + b * b;
-            }
+            item += CUBE_DIM as usize;
         }
-        item += CUBE_DIM as usize;
     }
     if comptime!(project) {
-        let mut sums = Shared::<[f32]>::new_slice(comptime!(32 * (s.controls + 1)));
-        #[unroll]
-        for m in 0..comptime!(s.controls + 1) {
-            let sum = plane_sum(acc[m]);
-            if UNIT_POS_PLANE == 0 {
-                sums[PLANE_POS as usize * comptime!(s.controls + 1) + m] = sum;
-            }
-        }
-        sync_cube();
-        #[unroll]
-        for step in 0..comptime!((s.controls + 1).div_ceil(CONTROL_UNITS)) {
-            let m = UNIT_POS as usize + comptime!(step * CONTROL_UNITS);
-            if m < comptime!(s.controls + 1) {
-                let mut sum = 0.0f32;
-                for p in 0..(CUBE_DIM / PLANE_DIM) as usize {
-                    sum += sums[p * comptime!(s.controls + 1) + m];
+        // A plane takes control numbers; the sum of squares is one more.
+        let planes = (CUBE_DIM / PLANE_DIM) as usize;
+        let part = row * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+        let mut m = PLANE_POS as usize;
+        while m < comptime!(s.controls + 1) {
+            let mut sum = 0.0f32;
+            let mut item = UNIT_POS_PLANE as usize;
+            while item < items {
+                let (a, b) = (joined[2 * item], joined[2 * item + 1]);
+                let k = usize::min(base + 2 * (item % pairs), comptime!(s.d - 2));
+                let mut w = Vector::<f32, Const<2>>::empty();
+                w.insert(0usize, a);
+                w.insert(1usize, b);
+                if m < comptime!(s.controls) {
+                    let at = m * comptime!(s.input / 2) + (item / pairs * comptime!(s.d) + k) / 2;
+                    w = Vector::<f32, Const<2>>::cast_from(control[at]);
                 }
-                let part = row * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+                sum += w.extract(0usize) * a + w.extract(1usize) * b;
+                item += PLANE_DIM as usize;
+            }
+            sum = plane_sum(sum);
+            if UNIT_POS_PLANE == 0 {
                 partial[part * comptime!(s.controls + 1) + m] = sum;
             }
+            m += planes;
         }
     }
 }
@@ -207,8 +196,8 @@ fn sum_parts(partial: &[f32], row: usize, #[comptime] s: Hyper) -> Shared<[f32]>
     let mut eighths = Shared::<[f32]>::new_slice(comptime!(8 * width));
     let mut totals = Shared::<[f32]>::new_slice(width);
     #[unroll]
-    for step in 0..comptime!((8 * width).div_ceil(ROW_UNITS)) {
-        let i = UNIT_POS as usize + comptime!(step * ROW_UNITS);
+    for step in 0..comptime!((8 * width).div_ceil(s.units)) {
+        let i = UNIT_POS as usize + comptime!(step * s.units);
         if i < comptime!(8 * width) {
             let mut sum = 0.0f32;
             let mut p = i % lanes;
@@ -274,7 +263,7 @@ fn mix_and_norm(
 ) {
     let fours = comptime!(s.d / 4);
     let mut u = Shared::<[Four]>::new_slice(fours);
-    let mut scratch = Shared::<[f32]>::new_slice(64usize);
+    let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
     let mut sum = 0.0f32;
     let mut k = UNIT_POS as usize;
     while k < fours {
@@ -284,8 +273,10 @@ fn mix_and_norm(
             v += Four::new(pre[i]) * streams[row * comptime!(s.stride / 4) + comptime!(i * s.d / 4) + k];
         }
         u[k] = v;
-        sum += v.extract(0usize) * v.extract(0usize) + v.extract(1usize) * v.extract(1usize)
-            + v.extract(2usize) * v.extract(2usize) + v.extract(3usize) * v.extract(3usize);
+        sum += v.extract(0usize) * v.extract(0usize)
+            + v.extract(1usize) * v.extract(1usize)
+            + v.extract(2usize) * v.extract(2usize)
+            + v.extract(3usize) * v.extract(3usize);
         k += CUBE_DIM as usize;
     }
     let scale = rms_scale(cube_sum(sum, &mut scratch), comptime!(s.d), s.norm_eps);
@@ -400,7 +391,8 @@ pub fn hc_head(
         let mut v = Four::new(0.0f32);
         #[unroll]
         for i in 0..comptime!(s.n) {
-            let pre = sigmoid(totals[i] * r * control[0] + control[comptime!(1 + i)]) + comptime!(s.eps.get());
+            let pre =
+                sigmoid(totals[i] * r * control[0] + control[comptime!(1 + i)]) + comptime!(s.eps.get());
             v += Four::new(pre) * streams[row * comptime!(s.stride / 4) + comptime!(i * s.d / 4) + k];
         }
         z[row * comptime!(z_stride / 4) + k] = v;
@@ -434,7 +426,7 @@ pub fn norm_row(
     #[comptime] eps: Real,
 ) {
     let fours = comptime!(width / 4);
-    let mut scratch = Shared::<[f32]>::new_slice(64usize);
+    let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
     let mut sum = 0.0f32;
     let mut k = UNIT_POS as usize;
     while k < fours {
@@ -468,6 +460,16 @@ pub fn quantize(mut x: Output) {
         v = x.values[row * fours + four];
     }
     quantize_four(&mut x, row, four, v, valid);
+}
+
+/// Rows as f16.
+#[cube(launch_unchecked)]
+pub fn halve(x: &[Four], out: &mut [Vector<half::f16, Const<4>>], fours: u32) {
+    let k = CUBE_POS_X * CUBE_DIM + UNIT_POS;
+    if k < fours {
+        let at = (CUBE_POS_Y * fours + k) as usize;
+        out[at] = Vector::cast_from(x[at]);
+    }
 }
 
 /// Copies rows of the streams: row `r` of the output is row `rows[first + r]`.

@@ -6,7 +6,7 @@
 //! depend on the other rows of the tile.
 
 use super::common::Real;
-use super::dot::{Eight, Four, Quad, Weights};
+use super::dot::{Eight, Four, Quad, Weights, eight_signs};
 use super::experts::swiglu;
 use crate::layout::Format;
 use cubecl::prelude::*;
@@ -37,6 +37,8 @@ pub struct Tiling {
     pub planes_n: usize,
     /// Units of a plane.
     pub plane: usize,
+    /// Slices in shared memory at once: with two, one is written while the other is read.
+    pub buffers: usize,
 }
 
 impl Tiling {
@@ -50,31 +52,25 @@ impl Tiling {
     }
 }
 
-/// Tables of IQ2_XXS for f16: eight magnitudes of a code, eight sign bits.
+/// The grid of IQ2_XXS in f16: eight magnitudes of a code.
 #[derive(CubeType)]
 pub struct HalfTables {
     grid: Shared<[Quad]>,
-    signs: Shared<[Quad]>,
 }
 
 #[cube]
 impl HalfTables {
     fn load(words: &[Quad], #[comptime] needed: bool) -> HalfTables {
         let mut grid = Shared::<[Quad]>::new_slice(comptime!(if needed { 256usize } else { 1usize }));
-        let mut signs = Shared::<[Quad]>::new_slice(comptime!(if needed { 128usize } else { 1usize }));
         if comptime!(needed) {
             let mut i = UNIT_POS as usize;
-            while i < 384 {
-                if i < 256 {
-                    grid[i] = words[i];
-                } else {
-                    signs[i - 256] = words[i];
-                }
+            while i < 256 {
+                grid[i] = words[i];
                 i += CUBE_DIM as usize;
             }
             sync_cube();
         }
-        HalfTables { grid, signs }
+        HalfTables { grid }
     }
 }
 
@@ -89,7 +85,14 @@ const fn quads_of(format: Format) -> usize {
 
 /// Loads half `half` of slice `slice` of row `row` as it is stored: quants, and scale and minimum.
 #[cube]
-fn fetch(w: &Weights, row: usize, slice: usize, half: usize, quads: &mut Array<Quad>, scales: &mut Array<f32>) {
+fn fetch(
+    w: &Weights,
+    row: usize,
+    slice: usize,
+    half: usize,
+    quads: &mut Array<Quad>,
+    scales: &mut Array<f32>,
+) {
     let units = comptime!(w.input / w.format.unit());
     let start = row * units;
     match comptime!(w.format) {
@@ -103,7 +106,8 @@ fn fetch(w: &Weights, row: usize, slice: usize, half: usize, quads: &mut Array<Q
                 quads[i] = select(inside, quad, Quad::new(0u32));
             }
         }
-        Format::F16 => {
+        Format::F16 =>
+        {
             #[unroll]
             for i in 0..2usize {
                 let at = 4 * slice + 2 * half + i;
@@ -192,7 +196,8 @@ fn decode(
 ) -> Array<Quad> {
     let mut out = Array::<Quad>::new(2usize);
     match comptime!(format) {
-        Format::F32 => {
+        Format::F32 =>
+        {
             #[unroll]
             for i in 0..2usize {
                 let a = Four::reinterpret(quads[comptime!(2 * i)]);
@@ -220,12 +225,14 @@ fn decode(
             #[unroll]
             for i in 0..2usize {
                 let magnitude = tables.grid[((codes >> comptime!(8 * i as u32)) & 255) as usize];
-                let sign = tables.signs[((seven >> comptime!(7 * i as u32)) & 127) as usize];
-                let signed = magnitude ^ sign;
+                let signs = eight_signs(seven >> comptime!(7 * i as u32));
                 let mut q = Quad::empty();
                 #[unroll]
                 for j in 0..4usize {
-                    q.insert(j, word_of(two_of(signed.extract(j)) * scale));
+                    // Two sign bits to the tops of two halves.
+                    let flip = ((signs << comptime!(15 - 2 * j as u32)) & 0x8000)
+                        | ((signs << comptime!(30 - 2 * j as u32)) & 0x8000_0000);
+                    q.insert(j, word_of(two_of(magnitude.extract(j) ^ flip) * scale));
                 }
                 out[i] = q;
             }
@@ -298,7 +305,8 @@ fn tile_at(
 
 /// One slice: the products of the tiles in shared memory, added to this plane's sums.
 #[cube]
-fn multiply(a: &Shared<[Eight]>, b: &Shared<[Eight]>, sums: &Sums, #[comptime] t: Tiling) {
+fn multiply(a: &Shared<[Eight]>, b: &Shared<[Eight]>, buffer: usize, sums: &Sums, #[comptime] t: Tiling) {
+    let (base_a, base_b) = (buffer * comptime!(t.rows * PITCH), buffer * comptime!(COLUMNS * PITCH));
     let plane = PLANE_POS as usize;
     let first_row = (plane / comptime!(t.planes_n)) * comptime!(t.rows / t.planes_m);
     let first_column = (plane % comptime!(t.planes_n)) * comptime!(COLUMNS / t.planes_n);
@@ -307,16 +315,26 @@ fn multiply(a: &Shared<[Eight]>, b: &Shared<[Eight]>, sums: &Sums, #[comptime] t
         let mut left = Sequence::<cmma::Matrix<f16>>::new();
         #[unroll]
         for i in 0..comptime!(t.m()) {
-            let at = (first_row + comptime!(i * t.side)) * PITCH + comptime!(k * t.side / 8);
+            let at = base_a + (first_row + comptime!(i * t.side)) * PITCH + comptime!(k * t.side / 8);
             left.push(tile_at(
-                a, at, comptime!(t.rows * PITCH), cmma::MatrixIdent::A, cmma::MatrixLayout::RowMajor, t.side,
+                a,
+                at,
+                comptime!(t.buffers * t.rows * PITCH),
+                cmma::MatrixIdent::A,
+                cmma::MatrixLayout::RowMajor,
+                t.side,
             ));
         }
         #[unroll]
         for j in 0..comptime!(t.n()) {
-            let at = (first_column + comptime!(j * t.side)) * PITCH + comptime!(k * t.side / 8);
+            let at = base_b + (first_column + comptime!(j * t.side)) * PITCH + comptime!(k * t.side / 8);
             let right = tile_at(
-                b, at, comptime!(COLUMNS * PITCH), cmma::MatrixIdent::B, cmma::MatrixLayout::ColMajor, t.side,
+                b,
+                at,
+                comptime!(t.buffers * COLUMNS * PITCH),
+                cmma::MatrixIdent::B,
+                cmma::MatrixLayout::ColMajor,
+                t.side,
             );
             #[unroll]
             for i in 0..comptime!(t.m()) {
@@ -327,27 +345,17 @@ fn multiply(a: &Shared<[Eight]>, b: &Shared<[Eight]>, sums: &Sums, #[comptime] t
     }
 }
 
-/// Sixteen activations of a row, from value `16 * at` on.
+/// Sixteen activations of a row: half `at` of its slices.
 #[cube]
-fn fetch_input(x: &[Four], start: usize, at: usize, v: &mut Array<Four>) {
-    #[unroll]
-    for i in 0..4usize {
-        v[i] = x[start + 4 * at + i];
-    }
+fn fetch_input(x: &[Eight], start: usize, at: usize, v: &mut Array<Eight>) {
+    v[0] = x[start + 2 * at];
+    v[1] = x[start + 2 * at + 1];
 }
 
 #[cube]
-fn store_input(v: &Array<Four>, a: &mut Shared<[Eight]>, at: usize) {
-    #[unroll]
-    for i in 0..2usize {
-        let (p, q) = (v[comptime!(2 * i)], v[comptime!(2 * i + 1)]);
-        let mut quad = Quad::empty();
-        quad.insert(0usize, pair(p.extract(0usize), p.extract(1usize)));
-        quad.insert(1usize, pair(p.extract(2usize), p.extract(3usize)));
-        quad.insert(2usize, pair(q.extract(0usize), q.extract(1usize)));
-        quad.insert(3usize, pair(q.extract(2usize), q.extract(3usize)));
-        a[at + i] = Eight::reinterpret(quad);
-    }
+fn store_input(v: &Array<Eight>, a: &mut Shared<[Eight]>, at: usize) {
+    a[at] = v[0];
+    a[at + 1] = v[1];
 }
 
 #[cube]
@@ -375,11 +383,11 @@ pub struct Dense {
 
 /// `out = x W^T`: tiles of rows along y, of columns along x. Writes whole tiles: `out` has room for them.
 #[cube(launch_unchecked)]
-pub fn matmul(x: &[Four], w: &Weights, words: &[Quad], out: &mut [f32], n: u32, #[comptime] s: Dense) {
+pub fn matmul(x: &[Eight], w: &Weights, words: &[Quad], out: &mut [f32], n: u32, #[comptime] s: Dense) {
     let t = comptime!(s.tiling);
     let tables = HalfTables::load(words, comptime!(w.format == Format::Iq2));
-    let mut a = Shared::<[Eight]>::new_slice(comptime!(t.rows * PITCH));
-    let mut b = Shared::<[Eight]>::new_slice(comptime!(COLUMNS * PITCH));
+    let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * PITCH));
+    let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * COLUMNS * PITCH));
     let unit = UNIT_POS as usize;
     let (line, half) = (unit / 2, unit % 2);
     let first_row = CUBE_POS_Y as usize * comptime!(t.rows);
@@ -388,27 +396,32 @@ pub fn matmul(x: &[Four], w: &Weights, words: &[Quad], out: &mut [f32], n: u32, 
     let column = usize::min(first_column + line, comptime!(s.columns - 1));
     let loads = line < comptime!(t.rows);
     let row = usize::min(first_row + line, n as usize - 1);
-    let start = row * comptime!(s.x_stride / 4) + (first_column / comptime!(s.group)) * comptime!(w.input / 4);
+    let start =
+        row * comptime!(s.x_stride / 8) + (first_column / comptime!(s.group)) * comptime!(w.input / 8);
     let sums = zero_sums(t);
     let slices = comptime!(w.input.div_ceil(DEPTH));
     let mut raw = Array::<Quad>::new(comptime!(quads_of(w.format)));
     let mut scales = Array::<f32>::new(2usize);
-    let mut input = Array::<Four>::new(4usize);
+    let mut input = Array::<Eight>::new(2usize);
     fetch(w, column, 0usize, half, &mut raw, &mut scales);
     fetch_input(x, start, half, &mut input);
     for slice in 0..slices {
-        sync_cube();
+        let buffer = slice % comptime!(t.buffers);
+        // With two buffers, all have read this one before the barrier of the slice before.
+        if comptime!(t.buffers == 1) {
+            sync_cube();
+        }
         let decoded = decode(&raw, &scales, &tables, slice, half, comptime!(w.format));
-        store_weights(&decoded, &mut b, line * PITCH + 2 * half);
+        store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
         if loads {
-            store_input(&input, &mut a, line * PITCH + 2 * half);
+            store_input(&input, &mut a, (buffer * comptime!(t.rows) + line) * PITCH + 2 * half);
         }
         sync_cube();
         if slice + 1 < slices {
             fetch(w, column, slice + 1, half, &mut raw, &mut scales);
             fetch_input(x, start, 2 * (slice + 1) + half, &mut input);
         }
-        multiply(&a, &b, &sums, t);
+        multiply(&a, &b, buffer, &sums, t);
     }
     let plane = PLANE_POS as usize;
     let row = first_row + (plane / comptime!(t.planes_n)) * comptime!(t.rows / t.planes_m);
@@ -552,23 +565,24 @@ fn pair_rows(sorted: &[u32], tile: &ExpertTile, i: usize, #[comptime] s: ExpertM
 /// Weighted hidden activations of the tile's pairs: 64 columns of gate and the same of up are one tile of weights.
 #[cube(launch_unchecked)]
 pub fn hidden_matmul(
-    x: &[Four],
+    x: &[Eight],
     gate: &Weights,
     up: &Weights,
     words: &[Quad],
     sorted: &[u32],
     tiles: &[u32],
     weights: &[f32],
-    out: &mut [f32],
+    out: &mut [f16],
     n: u32,
     #[comptime] s: ExpertMatmul,
 ) {
     let t = comptime!(s.tiling);
     let tile = expert_tile(tiles, n, s);
     if tile.count > 0 {
-        let tables = HalfTables::load(words, comptime!(gate.format == Format::Iq2 || up.format == Format::Iq2));
-        let mut a = Shared::<[Eight]>::new_slice(comptime!(t.rows * PITCH));
-        let mut b = Shared::<[Eight]>::new_slice(comptime!(COLUMNS * PITCH));
+        let tables =
+            HalfTables::load(words, comptime!(gate.format == Format::Iq2 || up.format == Format::Iq2));
+        let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * PITCH));
+        let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * COLUMNS * PITCH));
         let unit = UNIT_POS as usize;
         let (line, half) = (unit / 2, unit % 2);
         // Lines of the weights' tile by planes: for each, half of its columns of gate, then the same of up.
@@ -576,18 +590,19 @@ pub fn hidden_matmul(
         let first_column = CUBE_POS_X as usize * comptime!(COLUMNS / 2);
         let within = line % per_plane;
         let is_up = within >= comptime!(COLUMNS / t.planes_n / 2);
-        let column = first_column + line / per_plane * comptime!(COLUMNS / t.planes_n / 2)
+        let column = first_column
+            + line / per_plane * comptime!(COLUMNS / t.planes_n / 2)
             + within % comptime!(COLUMNS / t.planes_n / 2);
         let weight_row = tile.expert * comptime!(s.columns) + usize::min(column, comptime!(s.columns - 1));
         let loads = line < comptime!(t.rows);
         let (_, row) = pair_rows(sorted, &tile, usize::min(line, comptime!(t.rows - 1)), s);
-        let start = row * comptime!(s.x_stride / 4);
+        let start = row * comptime!(s.x_stride / 8);
         let sums = zero_sums(t);
         let slices = comptime!(gate.input.div_ceil(DEPTH));
         let mut raw_gate = Array::<Quad>::new(comptime!(quads_of(gate.format)));
         let mut raw_up = Array::<Quad>::new(comptime!(quads_of(up.format)));
         let mut scales = Array::<f32>::new(2usize);
-        let mut input = Array::<Four>::new(4usize);
+        let mut input = Array::<Eight>::new(2usize);
         if is_up {
             fetch(up, weight_row, 0usize, half, &mut raw_up, &mut scales);
         } else {
@@ -595,16 +610,20 @@ pub fn hidden_matmul(
         }
         fetch_input(x, start, half, &mut input);
         for slice in 0..slices {
-            sync_cube();
+            let buffer = slice % comptime!(t.buffers);
+            // With two buffers, all have read this one before the barrier of the slice before.
+            if comptime!(t.buffers == 1) {
+                sync_cube();
+            }
             if is_up {
                 let decoded = decode(&raw_up, &scales, &tables, slice, half, comptime!(up.format));
-                store_weights(&decoded, &mut b, line * PITCH + 2 * half);
+                store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
             } else {
                 let decoded = decode(&raw_gate, &scales, &tables, slice, half, comptime!(gate.format));
-                store_weights(&decoded, &mut b, line * PITCH + 2 * half);
+                store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
             }
             if loads {
-                store_input(&input, &mut a, line * PITCH + 2 * half);
+                store_input(&input, &mut a, (buffer * comptime!(t.rows) + line) * PITCH + 2 * half);
             }
             sync_cube();
             if slice + 1 < slices {
@@ -615,7 +634,7 @@ pub fn hidden_matmul(
                 }
                 fetch_input(x, start, 2 * (slice + 1) + half, &mut input);
             }
-            multiply(&a, &b, &sums, t);
+            multiply(&a, &b, buffer, &sums, t);
         }
         // Each plane lays a tile of gate and one of up side by side and joins them.
         let mut stage = Shared::<[f32]>::new_slice(comptime!(2 * t.side * t.side * t.planes_m * t.planes_n));
@@ -629,18 +648,25 @@ pub fn hidden_matmul(
             #[unroll]
             for j in 0..halves {
                 cmma::store(
-                    &mut stage[base..base + area], sums.index(comptime!(i * t.n() + j)),
-                    comptime!(t.side as u32), cmma::MatrixLayout::RowMajor,
+                    &mut stage[base..base + area],
+                    sums.index(comptime!(i * t.n() + j)),
+                    comptime!(t.side as u32),
+                    cmma::MatrixLayout::RowMajor,
                 );
                 cmma::store(
-                    &mut stage[base + area..base + 2 * area], sums.index(comptime!(i * t.n() + halves + j)),
-                    comptime!(t.side as u32), cmma::MatrixLayout::RowMajor,
+                    &mut stage[base + area..base + 2 * area],
+                    sums.index(comptime!(i * t.n() + halves + j)),
+                    comptime!(t.side as u32),
+                    cmma::MatrixLayout::RowMajor,
                 );
                 sync_plane();
                 let mut k = UNIT_POS_PLANE as usize;
                 while k < area {
-                    let r = pm * comptime!(t.rows / t.planes_m) + comptime!(i * t.side) + k / comptime!(t.side);
-                    let c = first_column + pn * comptime!(COLUMNS / t.planes_n / 2) + comptime!(j * t.side)
+                    let r =
+                        pm * comptime!(t.rows / t.planes_m) + comptime!(i * t.side) + k / comptime!(t.side);
+                    let c = first_column
+                        + pn * comptime!(COLUMNS / t.planes_n / 2)
+                        + comptime!(j * t.side)
                         + k % comptime!(t.side);
                     if r < tile.count && c < comptime!(s.columns) {
                         let (place, _) = pair_rows(sorted, &tile, r, s);
@@ -649,7 +675,7 @@ pub fn hidden_matmul(
                             weight = weights[sorted[tile.first + r] as usize];
                         }
                         let v = swiglu(stage[base + k], stage[base + area + k], s.clamp);
-                        out[place * comptime!(s.stride) + c] = v * weight;
+                        out[place * comptime!(s.stride) + c] = f16::cast_from(v * weight);
                     }
                     k += PLANE_DIM as usize;
                 }
@@ -662,7 +688,7 @@ pub fn hidden_matmul(
 /// Down projections of the tile's pairs, each to its own row of `out`.
 #[cube(launch_unchecked)]
 pub fn down_matmul(
-    hidden: &[Four],
+    hidden: &[Eight],
     w: &Weights,
     words: &[Quad],
     sorted: &[u32],
@@ -675,8 +701,8 @@ pub fn down_matmul(
     let tile = expert_tile(tiles, n, s);
     if tile.count > 0 {
         let tables = HalfTables::load(words, comptime!(w.format == Format::Iq2));
-        let mut a = Shared::<[Eight]>::new_slice(comptime!(t.rows * PITCH));
-        let mut b = Shared::<[Eight]>::new_slice(comptime!(COLUMNS * PITCH));
+        let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * PITCH));
+        let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * COLUMNS * PITCH));
         let unit = UNIT_POS as usize;
         let (line, half) = (unit / 2, unit % 2);
         let first_column = CUBE_POS_X as usize * COLUMNS;
@@ -684,27 +710,31 @@ pub fn down_matmul(
         let weight_row = tile.expert * comptime!(s.columns) + column;
         let loads = line < comptime!(t.rows);
         let (place, _) = pair_rows(sorted, &tile, usize::min(line, comptime!(t.rows - 1)), s);
-        let start = place * comptime!(s.x_stride / 4);
+        let start = place * comptime!(s.x_stride / 8);
         let sums = zero_sums(t);
         let slices = comptime!(w.input.div_ceil(DEPTH));
         let mut raw = Array::<Quad>::new(comptime!(quads_of(w.format)));
         let mut scales = Array::<f32>::new(2usize);
-        let mut input = Array::<Four>::new(4usize);
+        let mut input = Array::<Eight>::new(2usize);
         fetch(w, weight_row, 0usize, half, &mut raw, &mut scales);
         fetch_input(hidden, start, half, &mut input);
         for slice in 0..slices {
-            sync_cube();
+            let buffer = slice % comptime!(t.buffers);
+            // With two buffers, all have read this one before the barrier of the slice before.
+            if comptime!(t.buffers == 1) {
+                sync_cube();
+            }
             let decoded = decode(&raw, &scales, &tables, slice, half, comptime!(w.format));
-            store_weights(&decoded, &mut b, line * PITCH + 2 * half);
+            store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
             if loads {
-                store_input(&input, &mut a, line * PITCH + 2 * half);
+                store_input(&input, &mut a, (buffer * comptime!(t.rows) + line) * PITCH + 2 * half);
             }
             sync_cube();
             if slice + 1 < slices {
                 fetch(w, weight_row, slice + 1, half, &mut raw, &mut scales);
                 fetch_input(hidden, start, 2 * (slice + 1) + half, &mut input);
             }
-            multiply(&a, &b, &sums, t);
+            multiply(&a, &b, buffer, &sums, t);
         }
         let mut stage = Shared::<[f32]>::new_slice(comptime!(t.side * t.side * t.planes_m * t.planes_n));
         let plane = PLANE_POS as usize;
@@ -716,14 +746,19 @@ pub fn down_matmul(
             #[unroll]
             for j in 0..comptime!(t.n()) {
                 cmma::store(
-                    &mut stage[base..base + area], sums.index(comptime!(i * t.n() + j)),
-                    comptime!(t.side as u32), cmma::MatrixLayout::RowMajor,
+                    &mut stage[base..base + area],
+                    sums.index(comptime!(i * t.n() + j)),
+                    comptime!(t.side as u32),
+                    cmma::MatrixLayout::RowMajor,
                 );
                 sync_plane();
                 let mut k = UNIT_POS_PLANE as usize;
                 while k < area {
-                    let r = pm * comptime!(t.rows / t.planes_m) + comptime!(i * t.side) + k / comptime!(t.side);
-                    let c = first_column + pn * comptime!(COLUMNS / t.planes_n) + comptime!(j * t.side)
+                    let r =
+                        pm * comptime!(t.rows / t.planes_m) + comptime!(i * t.side) + k / comptime!(t.side);
+                    let c = first_column
+                        + pn * comptime!(COLUMNS / t.planes_n)
+                        + comptime!(j * t.side)
                         + k % comptime!(t.side);
                     if r < tile.count && c < comptime!(s.columns) {
                         let (place, _) = pair_rows(sorted, &tile, r, s);

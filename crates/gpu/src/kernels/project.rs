@@ -54,14 +54,7 @@ pub fn project(
 }
 
 #[cube]
-fn project_rows(
-    x: &Input,
-    job: &mut Job,
-    tables: &Tables,
-    row: usize,
-    n: u32,
-    #[comptime] columns: usize,
-) {
+fn project_rows(x: &Input, job: &mut Job, tables: &Tables, row: usize, n: u32, #[comptime] columns: usize) {
     let per_plane = comptime!(job.per_plane);
     // The last rows may be computed twice, by two planes, to the same values.
     let row = row.min(comptime!(job.rows - per_plane));

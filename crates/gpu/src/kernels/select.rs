@@ -1,7 +1,7 @@
 //! The indexer: scores of compressed rows, and the best of them (A.7).
 
 use super::cache::{
-    KEY_SCALES, KEYS, RowShape, Rounding, block_max, fp4_code, fp4_scale, fp4_twice, hadamard, part_of,
+    KEY_SCALES, KEYS, Rounding, RowShape, block_max, fp4_code, fp4_scale, fp4_twice, hadamard, part_of,
 };
 use cubecl::prelude::*;
 
@@ -49,7 +49,8 @@ pub fn prepare_queries(
     while k < comptime!(s.key.width / 2) {
         let (mut a, mut b) = (q[at + 2 * k], q[at + 2 * k + 1]);
         if k >= comptime!(s.key.codes() / 2) {
-            let pair = first_angle as usize + r * comptime!(s.key.rotary) + 2 * (k - comptime!(s.key.codes() / 2));
+            let pair =
+                first_angle as usize + r * comptime!(s.key.rotary) + 2 * (k - comptime!(s.key.codes() / 2));
             let (cos, sin) = (angles[pair], angles[pair + 1]);
             let t = a * cos - b * sin;
             b = a * sin + b * cos;
@@ -140,7 +141,8 @@ pub fn score(
             // Units beyond the last key repeat it.
             let own = u32::min(key, visible - 1);
             let at = (keys + own * comptime!(s.key.words as u32)) as usize;
-            let key_scales = part_of(arena, base, layer, comptime!(KEY_SCALES)) + own * comptime!(s.key.scale_words as u32);
+            let key_scales = part_of(arena, base, layer, comptime!(KEY_SCALES))
+                + own * comptime!(s.key.scale_words as u32);
             let mut k8 = Array::<i32>::new(comptime!(s.key.width / 4));
             #[unroll]
             for w in 0..comptime!(s.key.width / 8) {
@@ -169,7 +171,11 @@ pub fn score(
                     let mut int = 0i32;
                     #[unroll]
                     for i in 0..8usize {
-                        int = dp4a(q8[h * comptime!(s.key.width / 4) + comptime!(8 * b + i)], k8[comptime!(8 * b + i)], int);
+                        int = dp4a(
+                            q8[h * comptime!(s.key.width / 4) + comptime!(8 * b + i)],
+                            k8[comptime!(8 * b + i)],
+                            int,
+                        );
                     }
                     dot += f32::cast_from(int) * (qs[h * comptime!(s.blocks()) + b] * ks[b]);
                 }

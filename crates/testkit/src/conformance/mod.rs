@@ -28,24 +28,11 @@ pub trait MakeBackend {
         1e-4
     }
 
-    /// How well chunks of different sizes agree with whole passes in a numeric mode.
-    fn chunks(&self, _exact: bool) -> Agreement {
-        Agreement::Bits
+    /// In the default mode, passes of up to so many rows give the same bits as each other, and so do larger ones; one
+    /// kind agrees with the other only as a distribution. Without such a border all agree, as all do in exact mode.
+    fn few_rows(&self) -> Option<usize> {
+        None
     }
-
-    /// How well a session in a batch agrees with the same session alone in a numeric mode.
-    fn batches(&self, _exact: bool) -> Agreement {
-        Agreement::Bits
-    }
-}
-
-/// How well two ways to the same logits agree.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Agreement {
-    /// Bit for bit.
-    Bits,
-    /// Up to this difference of a logit.
-    Within(f32),
 }
 
 /// What was measured, or what is wrong.

@@ -81,11 +81,11 @@ fn parts(times: &[(&'static str, usize, f64)], passes: usize) -> Vec<Kernel> {
 }
 
 fn print(kernels: &Kernels) {
-    println!("{}", kernels.device);
     if kernels.prefill.is_empty() && kernels.decode.is_empty() {
-        println!("it launches no kernels whose time could be taken: that is for GPUs");
+        println!("{}: no kernels to time, which only GPUs have", kernels.device);
         return;
     }
+    println!("{}", kernels.device);
     let table = |what: &str, kernels: &[Kernel]| {
         println!("\n{what:28} {:>9} {:>10} {:>10} {:>7}", "launches", "us/launch", "ms", "share");
         for k in kernels {

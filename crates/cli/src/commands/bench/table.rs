@@ -1,6 +1,6 @@
 //! `ds4 bench --table`: speed at many contexts and batch sizes.
 
-use super::{Decode, Meter, sync, tokens};
+use super::{Decode, Meter, WARM_UP, sync, tokens};
 use crate::args::BenchArgs;
 use crate::device::{Description, Device};
 use crate::{Result, ui};
@@ -11,8 +11,6 @@ use std::time::Instant;
 
 /// Context of the sessions of a batch.
 const BATCH_CONTEXT: usize = 2048;
-/// Untimed steps before timed ones: a backend may record its work.
-const WARM_UP: usize = 3;
 
 #[derive(Serialize)]
 struct Prefill {
