@@ -52,7 +52,7 @@ pub(crate) struct ModelArgs {
     /// What computes; auto is the first GPU on which the model fits, else the CPU
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub(crate) backend: BackendArg,
-    /// GPUs that share the model, as `ds4 doctor` numbers them [default: the first]
+    /// GPU that computes, as `ds4 doctor` numbers them [default: the first]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub(crate) device: Vec<usize>,
 }

@@ -67,21 +67,6 @@ impl Store {
         self.layers.iter().map(layer).sum()
     }
 
-    fn check(&self, layer: usize, part: Part, range: &Range<usize>) -> Result<usize, BackendError> {
-        let fits = layer < self.layers.len()
-            && match part {
-                // rings are addressed by position
-                Part::Window | Part::Open(_) => range.len() <= self.layout.capacity(layer, part),
-                Part::Rows | Part::Keys => range.end <= self.layout.capacity(layer, part),
-            };
-        if fits {
-            return Ok(self.layout.unit_bytes(layer, part));
-        }
-        Err(BackendError::new(format!(
-            "layer {layer} has no {part:?} {range:?}: the saved session is longer than this one's context"
-        )))
-    }
-
     pub(crate) fn export(
         &self,
         layer: usize,
@@ -89,7 +74,7 @@ impl Store {
         range: Range<usize>,
         out: &mut Vec<u8>,
     ) -> Result<(), BackendError> {
-        let unit = self.check(layer, part, &range)?;
+        let unit = self.layout.check(layer, part, &range)?;
         let l = &self.layers[layer];
         let slots = self.layout.capacity(layer, part).max(1);
         for i in range {
@@ -113,14 +98,7 @@ impl Store {
         range: Range<usize>,
         bytes: &[u8],
     ) -> Result<(), BackendError> {
-        let unit = self.check(layer, part, &range)?;
-        if bytes.len() != unit * range.len() {
-            return Err(BackendError::new(format!(
-                "{} bytes for {part:?} {range:?} of layer {layer}, expected {}",
-                bytes.len(),
-                unit * range.len()
-            )));
-        }
+        let unit = self.layout.check_bytes(layer, part, &range, bytes)?;
         let slots = self.layout.capacity(layer, part).max(1);
         let l = &mut self.layers[layer];
         for (i, bytes) in range.zip(bytes.chunks_exact(unit.max(1))) {

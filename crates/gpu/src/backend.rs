@@ -144,9 +144,14 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// A backend for models of a shape, on the first of `devices`.
+    /// A backend for models of a shape, on the one device given.
     pub fn new(shape: &Shape, devices: &[DeviceInfo], options: Options) -> Result<Self, BackendError> {
-        let device = devices.first().ok_or_else(|| BackendError::new("no GPU was named"))?;
+        let [device] = devices else {
+            return Err(BackendError::new(format!(
+                "{} GPUs were named; a model lies on one: name it with --device N",
+                devices.len()
+            )));
+        };
         check(shape)?;
         let mut client = device.client();
         pin_stream(&mut client);
@@ -424,6 +429,8 @@ impl Backend for Gpu {
         self.recorder.begin(&self.client, key)
     }
     fn end(&mut self) -> Result<(), BackendError> {
+        // Of a pass whose logits nobody wants: the draft block goes on from its streams.
+        self.finish_join();
         self.recorder.end(&self.client)
     }
 
@@ -500,7 +507,7 @@ impl Backend for Gpu {
         store.import(&self.client, layer, part, range, bytes)
     }
     fn read(&mut self, rows: &Rows, out: &mut [f32]) -> Result<(), BackendError> {
-        self.finish_join(rows);
+        self.finish_join();
         let n = out.len() / rows.width.max(1);
         let bytes = rows.values.read(&self.client, 0, 4 * (n * rows.stride) as u64)?;
         for (out, row) in out.chunks_exact_mut(rows.width).zip(bytes.chunks_exact(4 * rows.stride)) {

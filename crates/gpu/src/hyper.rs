@@ -12,8 +12,7 @@ use half::f16;
 
 /// A join of a sublayer's output into streams that waits to be made.
 pub(crate) struct Join {
-    /// The streams, by their buffer.
-    streams: u64,
+    streams: Buffer,
     y: Buffer,
     mix: Buffer,
 }
@@ -105,7 +104,7 @@ impl Gpu {
 
     /// Joins `y` into the streams (if given), and computes their products with a control matrix (if given).
     #[allow(unsafe_code)]
-    fn control(&self, n: usize, streams: &Rows, join: Option<&Join>, matrix: Option<&Matrix>) -> Hyper {
+    fn control(&self, n: usize, streams: &Buffer, join: Option<&Join>, matrix: Option<&Matrix>) -> Hyper {
         let controls = matrix.map_or(0, |m| m.rows);
         let s = hyper(&self.shape, &self.abilities, controls, matrix.map_or(0, |m| m.format.padded(m.input)));
         let nothing = &self.nothing;
@@ -114,8 +113,7 @@ impl Gpu {
         let weights = matrix.map_or(nothing[0].arg(8), |m| m.quants.arg(if half { 4 } else { 8 }));
         let count = CubeCount::new_2d(s.parts() as u32, n as u32);
         let (dim, client) = (CubeDim::new_1d(128), &self.client);
-        let (streams, y, mix, partial) =
-            (streams.values.arg(4), y.arg(4), mix.arg(4), self.scratch.partial.arg(4));
+        let (streams, y, mix, partial) = (streams.arg(4), y.arg(4), mix.arg(4), self.scratch.partial.arg(4));
         let (join, project) = (join.is_some(), matrix.is_some());
         // SAFETY: sizes are those of the shape; `partial` was allocated for the larger number of controls.
         unsafe {
@@ -147,8 +145,11 @@ impl Gpu {
     ) {
         let n = self.current.n;
         // The join of the sublayer before is part of the same kernel.
-        let join = self.pending_join.take().filter(|j| j.streams == streams.values.id());
-        let s = self.control(n, streams, join.as_ref(), Some(&hc.mix));
+        if self.pending_join.as_ref().is_some_and(|j| j.streams.id() != streams.values.id()) {
+            self.finish_join();
+        }
+        let join = self.pending_join.take();
+        let s = self.control(n, &streams.values, join.as_ref(), Some(&hc.mix));
         mix.take(n, mix.width);
         let out = x.output(n, !self.options.exact);
         // SAFETY: sizes are those of the shape.
@@ -174,20 +175,20 @@ impl Gpu {
     /// [`Gpu::finish_join`].
     pub(crate) fn hc_join_step(&mut self, y: &Rows, mix: &Rows, streams: &mut Rows) {
         let (y, mix) = (y.values.clone(), mix.values.clone());
-        self.pending_join = Some(Join { streams: streams.values.id(), y, mix });
+        self.pending_join = Some(Join { streams: streams.values.clone(), y, mix });
     }
 
-    /// Joins what waits, if it waits for these streams.
-    pub(crate) fn finish_join(&mut self, streams: &Rows) {
-        if let Some(join) = self.pending_join.take_if(|j| j.streams == streams.values.id()) {
-            self.control(self.current.n, streams, Some(&join), None);
+    /// Joins what waits: somebody wants to see the streams.
+    pub(crate) fn finish_join(&mut self) {
+        if let Some(join) = self.pending_join.take() {
+            self.control(self.current.n, &join.streams, Some(&join), None);
         }
     }
 
     #[allow(unsafe_code)]
     pub(crate) fn hc_head_step(&mut self, head: &HeadMix<Gpu>, streams: &Rows, z: &mut Rows) {
         let n = streams.n;
-        let s = self.control(n, streams, None, Some(&head.mix));
+        let s = self.control(n, &streams.values, None, Some(&head.mix));
         z.take(n, self.shape.width);
         // SAFETY: sizes are those of the shape.
         unsafe {
@@ -236,7 +237,7 @@ impl Gpu {
 
     #[allow(unsafe_code)]
     pub(crate) fn gather_step(&mut self, from: &Rows, rows: &[usize], to: &mut Rows) {
-        self.finish_join(from);
+        self.finish_join();
         let outputs = &self.current.outputs;
         let first = outputs.windows(rows.len().max(1)).position(|w| w == rows).unwrap_or(0);
         to.take(rows.len(), from.width);
@@ -299,7 +300,7 @@ impl Gpu {
 
     #[allow(unsafe_code)]
     pub(crate) fn draft_input_step(&mut self, mtp: &Mtp<Gpu>, table: &Matrix, streams: &mut Rows) {
-        self.finish_join(streams);
+        self.finish_join();
         let (n, d, copies) = (self.current.n, self.shape.width, self.shape.streams);
         let rows = self.options.max_rows;
         let draft = self.scratch.draft.take();

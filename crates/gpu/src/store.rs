@@ -212,20 +212,6 @@ impl Store {
         stretches
     }
 
-    fn check(&self, layer: usize, part: Part, range: &Range<usize>) -> Result<(), BackendError> {
-        let fits = layer < self.layout.layers.len()
-            && match part {
-                Part::Window | Part::Open(_) => range.len() <= self.layout.capacity(layer, part),
-                Part::Rows | Part::Keys => range.end <= self.layout.capacity(layer, part),
-            };
-        if fits {
-            return Ok(());
-        }
-        Err(BackendError::new(format!(
-            "layer {layer} has no {part:?} {range:?}: the saved session is longer than this one's context"
-        )))
-    }
-
     /// Copies units out, in the layout's byte format.
     pub(crate) fn export(
         &self,
@@ -235,8 +221,7 @@ impl Store {
         range: Range<usize>,
         out: &mut Vec<u8>,
     ) -> Result<(), BackendError> {
-        self.check(layer, part, &range)?;
-        let unit = self.layout.unit_bytes(layer, part);
+        let unit = self.layout.check(layer, part, &range)?;
         for stretch in self.stretches(layer, part, range) {
             let (at, words, scales_at, scale_words) = self.place(layer, part, stretch.start);
             let n = stretch.len() as u64;
@@ -274,15 +259,7 @@ impl Store {
         range: Range<usize>,
         bytes: &[u8],
     ) -> Result<(), BackendError> {
-        self.check(layer, part, &range)?;
-        let unit = self.layout.unit_bytes(layer, part);
-        if bytes.len() != unit * range.len() {
-            return Err(BackendError::new(format!(
-                "{} bytes for {part:?} {range:?} of layer {layer}, expected {}",
-                bytes.len(),
-                unit * range.len()
-            )));
-        }
+        let unit = self.layout.check_bytes(layer, part, &range, bytes)?;
         let mut bytes = bytes;
         for stretch in self.stretches(layer, part, range) {
             let (mine, rest) = bytes.split_at(unit * stretch.len());

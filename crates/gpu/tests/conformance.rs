@@ -15,7 +15,7 @@ impl MakeBackend for OnGpu {
     type Backend = Gpu;
 
     fn make(&self, shape: &Shape, exact: bool, max_rows: usize) -> Result<Gpu, BackendError> {
-        Gpu::new(shape, &devices(), Options { exact, max_rows, ..Options::default() })
+        Gpu::new(shape, &devices()[..1], Options { exact, max_rows, ..Options::default() })
     }
 
     fn few_rows(&self) -> Option<usize> {

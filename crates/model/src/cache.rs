@@ -260,6 +260,41 @@ impl Layout {
         }
     }
 
+    /// Bytes of a unit of a part, if a store has room for the units of a range: those of rings are addressed by
+    /// position.
+    pub fn check(&self, layer: usize, part: Part, range: &Range<usize>) -> Result<usize, BackendError> {
+        let fits = layer < self.layers.len()
+            && match part {
+                Part::Window | Part::Open(_) => range.len() <= self.capacity(layer, part),
+                Part::Rows | Part::Keys => range.end <= self.capacity(layer, part),
+            };
+        if fits {
+            return Ok(self.unit_bytes(layer, part));
+        }
+        Err(BackendError::new(format!(
+            "layer {layer} has no {part:?} {range:?}: the saved session is longer than this one's context"
+        )))
+    }
+
+    /// The same for units that come as bytes.
+    pub fn check_bytes(
+        &self,
+        layer: usize,
+        part: Part,
+        range: &Range<usize>,
+        bytes: &[u8],
+    ) -> Result<usize, BackendError> {
+        let unit = self.check(layer, part, range)?;
+        if bytes.len() == unit * range.len() {
+            return Ok(unit);
+        }
+        Err(BackendError::new(format!(
+            "{} bytes for {part:?} {range:?} of layer {layer}, expected {}",
+            bytes.len(),
+            unit * range.len()
+        )))
+    }
+
     /// Bytes of a session's store.
     pub fn bytes(&self) -> u64 {
         let parts = [Part::Window, Part::Rows, Part::Keys, Part::Open(Role::Rows), Part::Open(Role::Keys)];

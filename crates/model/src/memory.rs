@@ -73,8 +73,13 @@ impl Sizing<'_> {
     }
 }
 
-/// Bytes of the buffers of a pass of up to `max_rows` rows: those of [`crate::Pass`], and the hidden
-/// activations and outputs of the chosen experts that a GPU keeps apart.
+/// Bytes of a value of a pass's buffers: f32, and beside it f16 and int8 with scales, as a GPU keeps them.
+const VALUE_BYTES: usize = 8;
+/// Bytes of index scores and partial sums of attention that a GPU holds at once, whatever the pass.
+const TILE_BYTES: u64 = 384 << 20;
+
+/// Bytes of the buffers of a pass of up to `max_rows` rows on a GPU: those of [`crate::Pass`], the hidden activations
+/// and outputs of the chosen experts, and tiles of scores.
 pub fn work_bytes(shape: &Shape, max_rows: usize) -> u64 {
     let s = shape;
     let row = s.streams_width()
@@ -93,9 +98,11 @@ pub fn work_bytes(shape: &Shape, max_rows: usize) -> u64 {
         + s.index_top_k
         + 2 * s.experts_used;
     // Hidden activations in f16, outputs in f32.
-    let experts = s.experts_used * (2 * s.expert_width + 4 * s.width);
+    let experts = (s.experts_used + 1) * (2 * s.expert_width + 4 * s.width);
     let head = s.streams_width() + 2 * s.width + s.vocab;
-    max_rows as u64 * (4 * row + experts) as u64 + (4 * max_rows.min(HEAD_ROWS) * head) as u64
+    max_rows as u64 * (VALUE_BYTES * row + experts) as u64
+        + (VALUE_BYTES * max_rows.min(HEAD_ROWS) * head) as u64
+        + TILE_BYTES
 }
 
 /// Bytes of weights that a pass reads.
