@@ -60,7 +60,7 @@ impl Gpu {
                     s.rotary,
                     q.stride,
                     Real::new(s.norm_eps),
-                )
+                );
             });
         }
     }
@@ -101,7 +101,7 @@ impl Gpu {
                     self.plan.arg(4),
                     arena.arg(4),
                     layer as u32,
-                )
+                );
             });
         }
     }
@@ -157,7 +157,7 @@ impl Gpu {
                     self.plan.arg(4),
                     arena.arg(4),
                     layer as u32,
-                )
+                );
             });
             self.timer.time(&self.client, "keep_open", || {
                 cache::keep_open::launch_unchecked(
@@ -172,7 +172,7 @@ impl Gpu {
                     kv.n as u32,
                     keys,
                     pool,
-                )
+                );
             });
         }
     }
@@ -203,7 +203,7 @@ impl Gpu {
                     width,
                     stride,
                     eps,
-                )
+                );
             });
         }
     }
@@ -257,7 +257,7 @@ impl Gpu {
                     self.scratch.index_scales.arg(4),
                     self.angle_set(LayerKind::Indexed, false),
                     s,
-                )
+                );
             });
             for first in (0..q.n).step_by(tile) {
                 let rows = tile.min(q.n - first) as u32;
@@ -277,7 +277,7 @@ impl Gpu {
                         first as u32,
                         visible as u32,
                         s,
-                    )
+                    );
                 });
                 self.timer.time(&self.client, "top_k", || {
                     select::top_k::launch_unchecked(
@@ -290,7 +290,7 @@ impl Gpu {
                         first as u32,
                         visible as u32,
                         s,
-                    )
+                    );
                 });
             }
         }
@@ -340,7 +340,7 @@ impl Gpu {
                     layer as u32,
                     self.angle_set(kind, false),
                     s,
-                )
+                );
             });
         }
     }
@@ -410,7 +410,7 @@ impl Gpu {
                         first as u32,
                         self.angle_set(kind, false),
                         s,
-                    )
+                    );
                 });
                 self.timer.time(&self.client, "combine", || {
                     flash::combine::launch_unchecked(
@@ -426,7 +426,7 @@ impl Gpu {
                         self.angle_set(kind, false),
                         splits as u32,
                         s,
-                    )
+                    );
                 });
             }
         }

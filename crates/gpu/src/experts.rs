@@ -43,7 +43,7 @@ impl Gpu {
                     routes.ids.arg(4),
                     routes.weights.arg(4),
                     s,
-                )
+                );
             });
         }
     }
@@ -104,7 +104,7 @@ impl Gpu {
                     (n * used) as u32,
                     s,
                     per_cube,
-                )
+                );
             });
         }
         if int8 && !quantize {
@@ -125,7 +125,7 @@ impl Gpu {
                     self.words.arg(8),
                     y.values.arg(4),
                     s,
-                )
+                );
             });
         }
     }
@@ -171,7 +171,7 @@ impl Gpu {
                     (n * used) as u32,
                     experts,
                     TILE_ROWS as u32,
-                )
+                );
             });
             for (gate, up, is_shared) in
                 [(&shared.gate, &shared.up, true), (&ffn.gate.all, &ffn.up.all, false)]
@@ -192,7 +192,7 @@ impl Gpu {
                         hidden.arg(2),
                         n as u32,
                         s,
-                    )
+                    );
                 });
             }
             for (down, is_shared) in [(&shared.down, true), (&ffn.down.all, false)] {
@@ -210,7 +210,7 @@ impl Gpu {
                         grouped.parts.arg(4),
                         n as u32,
                         s,
-                    )
+                    );
                 });
             }
             self.timer.time(&self.client, "combine", || {
@@ -223,7 +223,7 @@ impl Gpu {
                     used,
                     self.shape.width,
                     y.stride,
-                )
+                );
             });
         }
     }

@@ -121,13 +121,13 @@ impl Gpu {
                 self.timer.time(&self.client, "hc_control", || {
                     hyper::hc_control::launch_unchecked::<f16>(
                         client, count, dim, streams, y, mix, weights, partial, s, join, project,
-                    )
+                    );
                 });
             } else {
                 self.timer.time(&self.client, "hc_control", || {
                     hyper::hc_control::launch_unchecked::<f32>(
                         client, count, dim, streams, y, mix, weights, partial, s, join, project,
-                    )
+                    );
                 });
             }
         }
@@ -166,7 +166,7 @@ impl Gpu {
                     out,
                     mix.values.arg(4),
                     s,
-                )
+                );
             });
         }
     }
@@ -203,7 +203,7 @@ impl Gpu {
                     z.values.arg(16),
                     s,
                     z.stride,
-                )
+                );
             });
         }
     }
@@ -230,7 +230,7 @@ impl Gpu {
                     width,
                     stride,
                     eps,
-                )
+                );
             });
         }
     }
@@ -256,7 +256,7 @@ impl Gpu {
                     from.width / 4,
                     from.stride,
                     to.stride,
-                )
+                );
             });
         }
     }
@@ -272,7 +272,7 @@ impl Gpu {
                     CubeCount::new_2d(cubes(x.stride / 4, UNITS), n as u32),
                     CubeDim::new_1d(UNITS),
                     x.refill(),
-                )
+                );
             });
         }
     }
@@ -293,7 +293,7 @@ impl Gpu {
                     x.values.arg(16),
                     x.halves.arg(8),
                     (x.stride / 4) as u32,
-                )
+                );
             });
         }
     }
@@ -327,7 +327,7 @@ impl Gpu {
                     d,
                     d,
                     eps,
-                )
+                );
             });
         }
         self.project_step(stream, &mut [(&mtp.h_proj, h)]);
@@ -345,7 +345,7 @@ impl Gpu {
                     streams.values.arg(16),
                     s,
                     h.stride,
-                )
+                );
             });
         }
         self.scratch.draft = Some(draft);

@@ -9,8 +9,18 @@ mod device;
 mod experts;
 mod graph;
 mod hyper;
-// Kernels generate types of their own, which nobody outside sees.
-#[allow(missing_docs, unreachable_pub, unsafe_code, clippy::too_many_arguments)]
+// Kernels generate types of their own, which nobody outside sees; and their language is not all of Rust's.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::assign_op_pattern,
+    clippy::collapsible_if,
+    clippy::explicit_auto_deref,
+    clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
+    clippy::too_many_arguments
+)]
 mod kernels;
 mod layout;
 mod project;

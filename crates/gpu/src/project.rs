@@ -110,7 +110,7 @@ impl Gpu {
                     per_plane,
                     columns,
                     per_cube,
-                )
+                );
             });
         }
         true
@@ -143,7 +143,7 @@ impl Gpu {
                     out.values.arg(4),
                     x.n as u32,
                     s,
-                )
+                );
             });
         }
     }
@@ -191,7 +191,7 @@ impl Gpu {
                     x.n as u32,
                     columns,
                     tables,
-                )
+                );
             });
         }
     }

@@ -26,7 +26,7 @@ const ALIGN: u32 = 64;
 impl Arena {
     pub(crate) fn new(client: &Client, words: u32) -> Arc<Self> {
         let buffer = Buffer::new(client, 4 * u64::from(words));
-        Arc::new(Arena { buffer, words, free: Mutex::new(vec![0..words]) })
+        Arc::new(Arena { buffer, words, free: Mutex::new(std::iter::once(0..words).collect()) })
     }
 
     /// First free range of so many words.

@@ -121,14 +121,9 @@ fn flash(client: &Client) {
     for exact in [false, true] {
         run(client, &few, Some(&draft(&few)), exact, &FORMATS);
     }
-    // In the other types that a file may have.
-    for (experts, others) in [
-        (TensorType::Q4K, TensorType::Q4K),
-        (TensorType::Q8_0, TensorType::Q2K),
-        (TensorType::F16, TensorType::Iq2Xxs),
-        (TensorType::Q2K, TensorType::F16),
-    ] {
-        run(client, &retyped(&few, experts, others), None, false, USUAL);
+    // Experts of the other types that a file may have.
+    for experts in [TensorType::Q4K, TensorType::Q8_0, TensorType::F16] {
+        run(client, &retyped(&few, experts, TensorType::Q8_0), None, false, USUAL);
     }
     // The router of all experts, without their size, in exact mode.
     run(client, &Synthetic { expert_width: 256, layers: 1, ..flash }.model().unwrap(), None, true, USUAL);
@@ -139,8 +134,12 @@ fn flash(client: &Client) {
     }
 }
 
-/// The models in the repository.
+/// The models in the repository, and matrices of every type.
 fn small_models(client: &Client) {
+    let small = Synthetic { q_rank: 256, out_rank: 128, ..Synthetic::tiny(4) }.model().unwrap();
+    for ty in [TensorType::Q4K, TensorType::Q2K, TensorType::Iq2Xxs, TensorType::F16] {
+        run(client, &retyped(&small, ty, ty), None, false, USUAL);
+    }
     let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/ds4-nano/ds4-nano.gguf");
     let mut models = vec![(Gguf::open(nano).unwrap(), None)];
     for name in ["dev-f16", "dev-q2mix"] {

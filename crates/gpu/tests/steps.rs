@@ -40,7 +40,7 @@ fn compare(fixture: &str, exact: bool, kv: KvFormat, chunk: usize, tolerance: f3
                 .map(|(a, b)| (a - b).abs())
                 .fold(worst, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) });
         }
-        if !(worst <= tolerance) {
+        if worst.is_nan() || worst > tolerance {
             wrong += &format!("{name}: {worst:.2e}\n");
         }
     }

@@ -150,6 +150,7 @@ fn load_tile(
     #[comptime] side: usize,
     #[comptime] stride: u32,
 ) -> cmma::Matrix<f16> {
+    // SAFETY: it is filled before it is used.
     let mut tile = unsafe { cmma::Matrix::<f16>::uninitialized(ident, side, side, side, layout) };
     cmma::load(&mut tile, &shared[at..end], stride);
     tile
@@ -403,9 +404,9 @@ pub fn flash(
                     i += PLANE_DIM as usize;
                 }
                 sync_plane();
-                let mut sum = sums.index_mut(o);
+                let sum = sums.index_mut(o);
                 cmma::load_with_layout(
-                    &mut sum,
+                    sum,
                     &partial[at..length],
                     comptime!(s.width() as u32),
                     cmma::MatrixLayout::RowMajor,
@@ -414,6 +415,7 @@ pub fn flash(
         }
         #[unroll]
         for k in 0..comptime!(s.tile / s.side) {
+            // SAFETY: it is filled before it is used.
             let mut p = unsafe {
                 cmma::Matrix::<f16>::uninitialized(
                     cmma::MatrixIdent::A,

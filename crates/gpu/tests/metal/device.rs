@@ -27,6 +27,7 @@ use cubecl_server::server::{
     ServerCommunication, ServerError, ServerStorage, ServerUtilities,
 };
 use cubecl_server::storage::{ComputeStorage, ManagedResource, StorageHandle, StorageId};
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::future::ready;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -60,11 +61,19 @@ pub(crate) struct Source {
     pub(crate) shared: usize,
 }
 
-/// All that was launched, in the order of first launches.
-static LAUNCHED: Mutex<Vec<Launched>> = Mutex::new(Vec::new());
+/// A kernel that is yet to be compiled.
+struct Seen {
+    kernel: Box<dyn CubeKernel>,
+    buffers: usize,
+    uniform: bool,
+    cubes: u32,
+}
 
-fn launched() -> MutexGuard<'static, Vec<Launched>> {
-    LAUNCHED.lock().unwrap_or_else(PoisonError::into_inner)
+/// All that was launched.
+static SEEN: Mutex<Vec<Seen>> = Mutex::new(Vec::new());
+
+fn seen() -> MutexGuard<'static, Vec<Seen>> {
+    SEEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A client of the device.
@@ -72,11 +81,29 @@ pub(crate) fn client() -> Client {
     Client::load::<PaperServer>(DeviceId::new(0, 0))
 }
 
-/// Every kernel launched until now, once for each set of comptime arguments.
+/// Every kernel launched until now, once for each set of comptime arguments, in the order of first launches.
 pub(crate) fn kernels(client: &Client) -> Vec<Launched> {
     // Launches are queued: a call that answers comes after them.
     client.flush().unwrap();
-    launched().clone()
+    seen().par_iter().map(Seen::compile).collect()
+}
+
+impl Seen {
+    fn compile(&self) -> Launched {
+        let id = self.kernel.id();
+        // `crate::kernels::file::name::Name<...>`
+        let path = id.type_name().split('<').next().unwrap_or_default();
+        let path: Vec<&str> = path.split("::").collect();
+        Launched {
+            id: format!("{id:?}"),
+            path: path[1..path.len() - 1].join("::"),
+            buffers: self.buffers,
+            uniform: self.uniform,
+            units: id.cube_dim.num_elems(),
+            cubes: self.cubes,
+            compiled: compile(&*self.kernel),
+        }
+    }
 }
 
 /// What `cubecl-wgpu` says of an Apple GPU, in its `runtime.rs` and `backend/metal.rs`.
@@ -131,8 +158,8 @@ fn properties() -> DeviceProperties {
 #[derive(Debug)]
 struct PaperServer {
     utilities: Arc<ServerUtilities>,
-    /// Places in `LAUNCHED`.
-    seen: HashMap<KernelId, usize>,
+    /// Places in `SEEN`.
+    places: HashMap<KernelId, usize>,
 }
 
 impl DeviceService for PaperServer {
@@ -145,7 +172,7 @@ impl DeviceService for PaperServer {
             Arc::new(ServerLogger::default()),
             ContiguousMemoryLayoutPolicy::new(256),
         );
-        PaperServer { utilities: Arc::new(utilities), seen: HashMap::new() }
+        PaperServer { utilities: Arc::new(utilities), places: HashMap::new() }
     }
 
     fn utilities(&self) -> ServerUtilitiesHandle {
@@ -179,26 +206,15 @@ impl Server for PaperServer {
         _: StreamId,
         _: LaunchMode,
     ) {
-        let id = kernel.id();
-        let place = *self.seen.entry(id.clone()).or_insert_with(|| {
-            // `crate::kernels::file::name::Name<...>`
-            let path = id.type_name().split('<').next().unwrap_or_default();
-            let path: Vec<&str> = path.split("::").collect();
-            let launch = Launched {
-                id: format!("{id:?}"),
-                path: path[1..path.len() - 1].join("::"),
-                buffers: arguments.resources.len(),
-                uniform: arguments.info.dynamic_metadata_offset >= arguments.info.data.len(),
-                units: id.cube_dim.num_elems(),
-                cubes: 0,
-                compiled: compile(&*kernel),
-            };
-            launched().push(launch);
-            launched().len() - 1
+        let mut seen = seen();
+        let place = *self.places.entry(kernel.id()).or_insert_with(|| {
+            let buffers = arguments.resources.len();
+            let uniform = arguments.info.dynamic_metadata_offset >= arguments.info.data.len();
+            seen.push(Seen { kernel, buffers, uniform, cubes: 0 });
+            seen.len() - 1
         });
         if let CubeCount::Static(x, y, z) = count {
-            let cubes = &mut launched()[place].cubes;
-            *cubes = (*cubes).max(x).max(y).max(z);
+            seen[place].cubes = seen[place].cubes.max(x).max(y).max(z);
         }
     }
 
