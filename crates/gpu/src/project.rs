@@ -7,8 +7,8 @@ use crate::layout::Format;
 use crate::rows::{Matrix, Rows};
 use cubecl::prelude::*;
 
-/// Buffers that a kernel may have, on any device: Metal's limit is 31.
-const MAX_BUFFERS: usize = 30;
+/// Buffers that a kernel may have, on any device: of the 31 of Metal, `wgpu` takes two.
+const MAX_BUFFERS: usize = 29;
 
 /// Units of a cube of the kernels that give a plane a row.
 const UNITS: u32 = 256;
