@@ -4,6 +4,7 @@ use cubecl::client::Client;
 use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use std::fmt;
+use std::sync::OnceLock;
 
 /// An interface to GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,11 +92,12 @@ impl DeviceInfo {
 /// Most rows of the default mode for which a plane takes a row of weights.
 pub(crate) const FEW_ROWS: usize = 16;
 
-/// [`matrix_tile`], where planes are certain to be of one size: matrix units are programmed by planes.
+/// [`matrix_tile`], where all planes have 32 or 64 units: matrix units are programmed by planes, and the kernels share
+/// their tiles out to eight or four of them.
 pub(crate) fn usable_tile(client: &Client) -> Option<usize> {
     let hardware = &client.properties().hardware;
-    let certain = hardware.plane_size_min == hardware.plane_size_max && hardware.plane_size_max <= 64;
-    matrix_tile(client).filter(|_| certain)
+    let certain = hardware.plane_size_min == hardware.plane_size_max;
+    matrix_tile(client).filter(|_| certain && matches!(hardware.plane_size_max, 32 | 64))
 }
 
 /// Side of the square tiles of f16 that the matrix units multiply into f32, if there are any.
@@ -116,14 +118,18 @@ pub(crate) fn matrix_tile(client: &Client) -> Option<usize> {
         .map(|side| side as usize)
 }
 
-/// All devices that this build can reach, those of CUDA first. Each is opened, which takes a moment.
+/// All devices that this build can reach, those of CUDA first. Each is opened, which takes a moment the first time.
 pub fn devices() -> Vec<DeviceInfo> {
-    let mut found = Vec::new();
-    #[cfg(feature = "cuda")]
-    found.extend(cuda::devices());
-    #[cfg(any(feature = "vulkan", feature = "metal"))]
-    found.extend(wgpu::devices());
-    found
+    static FOUND: OnceLock<Vec<DeviceInfo>> = OnceLock::new();
+    let find = || {
+        let mut found = Vec::new();
+        #[cfg(feature = "cuda")]
+        found.extend(cuda::devices());
+        #[cfg(any(feature = "vulkan", feature = "metal"))]
+        found.extend(wgpu::devices());
+        found
+    };
+    FOUND.get_or_init(find).clone()
 }
 
 #[cfg(feature = "cuda")]

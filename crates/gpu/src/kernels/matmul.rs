@@ -366,6 +366,51 @@ fn store_weights(v: &Array<Quad>, b: &mut Shared<[Eight]>, at: usize) {
     }
 }
 
+/// The product of a tile of activations and one of weights: this plane's sums. Two units load a line of both tiles:
+/// activations from the `start`th eight of `x` on (lines beyond the tile's rows load none), weights of row `weight_row`.
+#[cube]
+fn product(
+    x: &[Eight],
+    start: usize,
+    w: &Weights,
+    weight_row: usize,
+    words: &[Quad],
+    #[comptime] t: Tiling,
+) -> Sums {
+    let tables = HalfTables::load(words, comptime!(w.format == Format::Iq2));
+    let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * PITCH));
+    let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * COLUMNS * PITCH));
+    let unit = UNIT_POS as usize;
+    let (line, half) = (unit / 2, unit % 2);
+    let loads = line < comptime!(t.rows);
+    let sums = zero_sums(t);
+    let slices = comptime!(w.input.div_ceil(DEPTH));
+    let mut raw = Array::<Quad>::new(comptime!(quads_of(w.format)));
+    let mut scales = Array::<f32>::new(2usize);
+    let mut input = Array::<Eight>::new(2usize);
+    fetch(w, weight_row, 0usize, half, &mut raw, &mut scales);
+    fetch_input(x, start, half, &mut input);
+    for slice in 0..slices {
+        let buffer = slice % comptime!(t.buffers);
+        // With two buffers, all have read this one before the barrier of the slice before.
+        if comptime!(t.buffers == 1) {
+            sync_cube();
+        }
+        let decoded = decode(&raw, &scales, &tables, slice, half, comptime!(w.format));
+        store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
+        if loads {
+            store_input(&input, &mut a, (buffer * comptime!(t.rows) + line) * PITCH + 2 * half);
+        }
+        sync_cube();
+        if slice + 1 < slices {
+            fetch(w, weight_row, slice + 1, half, &mut raw, &mut scales);
+            fetch_input(x, start, 2 * (slice + 1) + half, &mut input);
+        }
+        multiply(&a, &b, buffer, &sums, t);
+    }
+    sums
+}
+
 /// What a product of many rows is specialised by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Dense {
@@ -385,44 +430,14 @@ pub struct Dense {
 #[cube(launch_unchecked)]
 pub fn matmul(x: &[Eight], w: &Weights, words: &[Quad], out: &mut [f32], n: u32, #[comptime] s: Dense) {
     let t = comptime!(s.tiling);
-    let tables = HalfTables::load(words, comptime!(w.format == Format::Iq2));
-    let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * PITCH));
-    let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * COLUMNS * PITCH));
-    let unit = UNIT_POS as usize;
-    let (line, half) = (unit / 2, unit % 2);
-    let first_row = CUBE_POS_Y as usize * comptime!(t.rows);
+    let (line, first_row) = (UNIT_POS as usize / 2, CUBE_POS_Y as usize * comptime!(t.rows));
     let first_column = CUBE_POS_X as usize * COLUMNS;
     // Rows and columns beyond the last repeat it; nobody reads their results.
     let column = usize::min(first_column + line, comptime!(s.columns - 1));
-    let loads = line < comptime!(t.rows);
     let row = usize::min(first_row + line, n as usize - 1);
     let start =
         row * comptime!(s.x_stride / 8) + (first_column / comptime!(s.group)) * comptime!(w.input / 8);
-    let sums = zero_sums(t);
-    let slices = comptime!(w.input.div_ceil(DEPTH));
-    let mut raw = Array::<Quad>::new(comptime!(quads_of(w.format)));
-    let mut scales = Array::<f32>::new(2usize);
-    let mut input = Array::<Eight>::new(2usize);
-    fetch(w, column, 0usize, half, &mut raw, &mut scales);
-    fetch_input(x, start, half, &mut input);
-    for slice in 0..slices {
-        let buffer = slice % comptime!(t.buffers);
-        // With two buffers, all have read this one before the barrier of the slice before.
-        if comptime!(t.buffers == 1) {
-            sync_cube();
-        }
-        let decoded = decode(&raw, &scales, &tables, slice, half, comptime!(w.format));
-        store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
-        if loads {
-            store_input(&input, &mut a, (buffer * comptime!(t.rows) + line) * PITCH + 2 * half);
-        }
-        sync_cube();
-        if slice + 1 < slices {
-            fetch(w, column, slice + 1, half, &mut raw, &mut scales);
-            fetch_input(x, start, 2 * (slice + 1) + half, &mut input);
-        }
-        multiply(&a, &b, buffer, &sums, t);
-    }
+    let sums = product(x, start, w, column, words, t);
     let plane = PLANE_POS as usize;
     let row = first_row + (plane / comptime!(t.planes_n)) * comptime!(t.rows / t.planes_m);
     let column = first_column + (plane % comptime!(t.planes_n)) * comptime!(COLUMNS / t.planes_n);
@@ -700,42 +715,13 @@ pub fn down_matmul(
     let t = comptime!(s.tiling);
     let tile = expert_tile(tiles, n, s);
     if tile.count > 0 {
-        let tables = HalfTables::load(words, comptime!(w.format == Format::Iq2));
-        let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * PITCH));
-        let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * COLUMNS * PITCH));
-        let unit = UNIT_POS as usize;
-        let (line, half) = (unit / 2, unit % 2);
+        let line = UNIT_POS as usize / 2;
         let first_column = CUBE_POS_X as usize * COLUMNS;
         let column = usize::min(first_column + line, comptime!(s.columns - 1));
         let weight_row = tile.expert * comptime!(s.columns) + column;
-        let loads = line < comptime!(t.rows);
         let (place, _) = pair_rows(sorted, &tile, usize::min(line, comptime!(t.rows - 1)), s);
         let start = place * comptime!(s.x_stride / 8);
-        let sums = zero_sums(t);
-        let slices = comptime!(w.input.div_ceil(DEPTH));
-        let mut raw = Array::<Quad>::new(comptime!(quads_of(w.format)));
-        let mut scales = Array::<f32>::new(2usize);
-        let mut input = Array::<Eight>::new(2usize);
-        fetch(w, weight_row, 0usize, half, &mut raw, &mut scales);
-        fetch_input(hidden, start, half, &mut input);
-        for slice in 0..slices {
-            let buffer = slice % comptime!(t.buffers);
-            // With two buffers, all have read this one before the barrier of the slice before.
-            if comptime!(t.buffers == 1) {
-                sync_cube();
-            }
-            let decoded = decode(&raw, &scales, &tables, slice, half, comptime!(w.format));
-            store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
-            if loads {
-                store_input(&input, &mut a, (buffer * comptime!(t.rows) + line) * PITCH + 2 * half);
-            }
-            sync_cube();
-            if slice + 1 < slices {
-                fetch(w, weight_row, slice + 1, half, &mut raw, &mut scales);
-                fetch_input(hidden, start, 2 * (slice + 1) + half, &mut input);
-            }
-            multiply(&a, &b, buffer, &sums, t);
-        }
+        let sums = product(hidden, start, w, weight_row, words, t);
         let mut stage = Shared::<[f32]>::new_slice(comptime!(t.side * t.side * t.planes_m * t.planes_n));
         let plane = PLANE_POS as usize;
         let area = comptime!(t.side * t.side);
