@@ -5,7 +5,7 @@ use crate::ui::bytes;
 use crate::{Result, gpu, ui};
 use ds4_cpu::Cpu;
 use ds4_model::Backend;
-use ds4_model::memory::{Needs, Sizing};
+use ds4_model::memory::{Needs, Sizing, split_layers};
 use serde::Serialize;
 use std::fmt;
 
@@ -179,15 +179,18 @@ fn automatic(all: &[GpuInfo], indices: &[usize], sizing: &Sizing<'_>, context: u
         return Ok(Choice::Cpu);
     };
     let chosen = pick(first.api, all, indices)?;
-    match shortage(&chosen, sizing, context) {
-        None => Ok(Choice::Gpus(chosen)),
-        // Who names a device wants that one.
-        Some(why) if !indices.is_empty() => Err(why.into()),
-        Some(why) => {
-            ui::note(&format!("{why}; computing on the CPU"));
-            Ok(Choice::Cpu)
-        }
+    let Some(why) = shortage(&chosen, sizing, context) else { return Ok(Choice::Gpus(chosen)) };
+    // Who names a device wants that one.
+    if !indices.is_empty() {
+        return Err(why.into());
     }
+    // What one does not hold, all of its kind may hold together.
+    let together: Vec<_> = all.iter().filter(|d| d.api == first.api && !d.software).cloned().collect();
+    if together.len() > 1 && shortage(&together, sizing, context).is_none() {
+        return Ok(Choice::Gpus(together));
+    }
+    ui::note(&format!("{why}; computing on the CPU"));
+    Ok(Choice::Cpu)
 }
 
 /// The devices named, or the first real one.
@@ -208,18 +211,23 @@ fn pick(api: Api, all: &[GpuInfo], indices: &[usize]) -> Result<Vec<GpuInfo>> {
 
 /// Why the model does not fit the devices; `None` if it does, or if nobody knows their memory.
 fn shortage(devices: &[GpuInfo], sizing: &Sizing<'_>, context: usize) -> Option<String> {
-    let memory: u64 = devices.iter().map(GpuInfo::usable).sum::<Option<u64>>()?;
-    let needs = sizing.needs(context);
-    if needs.fit(memory) {
+    let memory = devices.iter().map(GpuInfo::usable).collect::<Option<Vec<u64>>>()?;
+    if sizing.fit(&memory, context) {
         return None;
     }
-    Some(format!(
-        "{}: {} at {context} tokens do not fit the {} free; {}",
-        Description::of_gpus(devices),
-        arithmetic(&needs),
-        bytes(memory),
-        what_fits(sizing, memory)
-    ))
+    let parts = split_layers(sizing.shape.layers.len(), &memory);
+    let short = devices.iter().zip(&memory).zip(parts).find_map(|((device, &memory), layers)| {
+        let needs = sizing.needs_of(layers.clone(), context);
+        let of = match devices.len() {
+            1 => String::new(),
+            _ => format!(" for layers {} to {}", layers.start, layers.end - 1),
+        };
+        let sum = arithmetic(&needs);
+        let free = bytes(memory);
+        (!needs.fit(memory))
+            .then(|| format!("{device}: {sum}{of} at {context} tokens do not fit the {free} free"))
+    });
+    Some(format!("{}; {}", short.unwrap_or_default(), what_fits(sizing, &memory)))
 }
 
 /// The sum in words.
@@ -229,9 +237,9 @@ pub(crate) fn arithmetic(needs: &Needs) -> String {
 }
 
 /// What would fit instead.
-fn what_fits(sizing: &Sizing<'_>, memory: u64) -> String {
+fn what_fits(sizing: &Sizing<'_>, memory: &[u64]) -> String {
     match sizing.largest_context(memory) {
-        0 if sizing.weights > memory => "the weights alone are too large".into(),
+        0 if sizing.weights > memory.iter().sum() => "the weights alone are too large".into(),
         0 => "no context fits".into(),
         context => format!("a context of {context} tokens would fit (--ctx {context})"),
     }

@@ -17,6 +17,8 @@ fn info(device: DeviceInfo) -> GpuInfo {
 }
 
 pub(crate) fn devices() -> Vec<GpuInfo> {
+    let user = directories::ProjectDirs::from("", "", "ds4");
+    ds4_gpu::keep_kernels(user.map(|dirs| dirs.cache_dir().join("kernels")).as_deref());
     ds4_gpu::devices().into_iter().map(info).collect()
 }
 

@@ -8,13 +8,14 @@ use crate::kernels::cache::{
     self, Compressing, CompressingLaunch, Pool, Rounding, RowShape, WindowRowsLaunch,
 };
 use crate::kernels::common::Real;
+use crate::kernels::dot::Form;
 use crate::kernels::flash::{self, FlashShape};
-use crate::kernels::select::{self, Index, SELECT_UNITS};
+use crate::kernels::select::{self, Index, SCORE_KEYS, SCORE_UNITS, SELECT_UNITS, STRETCH};
 use crate::rows::{Rows, Selection, Vector};
-use crate::store::Store;
+use crate::stage::{Runs, Stage};
 use cubecl::prelude::*;
 use ds4_model::cache::{Layout, Part};
-use ds4_model::{Compressor, LayerKind, Role, Run};
+use ds4_model::{Compressor, LayerKind, Role};
 
 /// Steps of a decode pass that wait for the norm of the query, to be one kernel with it.
 pub(crate) struct Absorbing {
@@ -26,8 +27,8 @@ pub(crate) struct Absorbing {
     roles: u32,
 }
 
-/// Units of a cube that handles a row or a head.
-const UNITS: u32 = 128;
+/// Units of a cube that handles a row.
+const UNITS: u32 = cache::UNITS as u32;
 
 /// Rows times splits whose partial sums of attention are held at once.
 pub(crate) const PARTIALS: usize = 512;
@@ -37,7 +38,7 @@ const WANTED_CUBES: usize = 132;
 /// Bytes of index scores held at once.
 const SCORE_BYTES: usize = 256 << 20;
 
-impl Gpu {
+impl Stage {
     #[allow(unsafe_code)]
     pub(crate) fn rotate_queries_step(&mut self, kind: LayerKind, q: &mut Rows) {
         q.quantized = false;
@@ -54,7 +55,7 @@ impl Gpu {
                     CubeCount::new_2d(s.heads as u32, q.n as u32),
                     CubeDim::new_1d(UNITS),
                     q.values.arg(16),
-                    self.angles.arg(4),
+                    self.plan.arg(4),
                     self.angle_set(kind, false),
                     s.head_dim,
                     s.rotary,
@@ -66,18 +67,11 @@ impl Gpu {
     }
 
     #[allow(unsafe_code)]
-    pub(crate) fn push_window_step(
-        &mut self,
-        layer: usize,
-        norm: &Vector,
-        kv: &Rows,
-        runs: &[Run<'_, Store>],
-    ) {
-        let Some(run) = runs.first() else { return };
-        let layout = &run.store.layout;
+    pub(crate) fn push_window_step(&mut self, layer: usize, norm: &Vector, kv: &Rows, runs: &Runs<'_>) {
+        let Some(layout) = self.layout(runs) else { return };
         let rows = WindowRowsLaunch::new(
             kv.values.arg(4),
-            norm.values.arg(4),
+            norm.values[self.index].arg(4),
             self.angle_set(layout.layers[layer], false),
             self.sizes(layout).row,
             layout.ring as u32,
@@ -97,7 +91,7 @@ impl Gpu {
                     CubeCount::new_1d(kv.n as u32),
                     CubeDim::new_1d(UNITS),
                     rows,
-                    self.angles.arg(4),
+                    self.plan.arg(4),
                     self.plan.arg(4),
                     arena.arg(4),
                     layer as u32,
@@ -112,10 +106,9 @@ impl Gpu {
         (layer, role): (usize, Role),
         compressor: &Compressor<Gpu>,
         (kv, gate): (&Rows, &Rows),
-        runs: &[Run<'_, Store>],
+        runs: &Runs<'_>,
     ) {
-        let Some(run) = runs.first() else { return };
-        let layout = &run.store.layout;
+        let Some(layout) = self.layout(runs) else { return };
         let kind = layout.layers[layer];
         let Some(ratio) = kind.ratio() else { return };
         let sizes = self.sizes(layout);
@@ -133,8 +126,8 @@ impl Gpu {
         let compressing = CompressingLaunch::new(
             kv.values.arg(4),
             gate.values.arg(4),
-            compressor.ape.values.arg(4),
-            compressor.norm.values.arg(4),
+            compressor.ape.values[self.index].arg(4),
+            compressor.norm.values[self.index].arg(4),
             self.angle_set(kind, true),
             row,
             pool,
@@ -153,7 +146,7 @@ impl Gpu {
                     CubeCount::new_1d(kv.n as u32),
                     CubeDim::new_1d(UNITS),
                     compressing,
-                    self.angles.arg(4),
+                    self.plan.arg(4),
                     self.plan.arg(4),
                     arena.arg(4),
                     layer as u32,
@@ -182,7 +175,7 @@ impl Gpu {
     pub(crate) fn absorb(&mut self, weight: &Vector, x: &Rows, out: &mut Rows) {
         let Some(waiting) = self.absorbing.take() else { return };
         let (n, width, stride) = (x.n, x.width, x.stride);
-        let out = out.output(n, !self.options.exact);
+        let out = out.output(n, self.form(n));
         let eps = Real::new(self.shape.norm_eps);
         // SAFETY: as for the steps that waited.
         unsafe {
@@ -192,11 +185,11 @@ impl Gpu {
                     CubeCount::new_2d(n as u32, waiting.roles),
                     CubeDim::new_1d(UNITS),
                     x.values.arg(16),
-                    weight.values.arg(16),
+                    weight.values[self.index].arg(16),
                     out,
                     waiting.rows,
                     waiting.compressors,
-                    self.angles.arg(4),
+                    self.plan.arg(4),
                     self.plan.arg(4),
                     waiting.arena.arg(4),
                     waiting.layer as u32,
@@ -215,6 +208,9 @@ impl Gpu {
         let bytes = 4 * (rows * keys) as u64;
         if bytes > self.scratch.scores.bytes {
             self.scratch.scores = Buffer::new(&self.client, bytes);
+            let best = 4 * (rows * keys.div_ceil(STRETCH) * self.shape.index_top_k) as u64;
+            self.scratch.best = Buffer::new(&self.client, best);
+            self.scratch.places = Buffer::new(&self.client, best);
         }
     }
 
@@ -233,11 +229,10 @@ impl Gpu {
         &mut self,
         layer: usize,
         (q, weights): (&mut Rows, &Rows),
-        runs: &[Run<'_, Store>],
+        runs: &Runs<'_>,
         selection: &mut Selection,
     ) {
-        let Some(run) = runs.first() else { return };
-        let layout = &run.store.layout;
+        let Some(layout) = self.layout(runs) else { return };
         let visible = self.current.reach / 4;
         let s = self.index(self.sizes(layout).key, q, weights);
         selection.n = q.n;
@@ -252,7 +247,7 @@ impl Gpu {
                     CubeCount::new_2d(s.heads as u32, q.n as u32),
                     CubeDim::new_1d(64),
                     q.values.arg(4),
-                    self.angles.arg(4),
+                    self.plan.arg(4),
                     self.scratch.index_words.arg(4),
                     self.scratch.index_scales.arg(4),
                     self.angle_set(LayerKind::Indexed, false),
@@ -264,8 +259,8 @@ impl Gpu {
                 self.timer.time(&self.client, "score", || {
                     select::score::launch_unchecked(
                         &self.client,
-                        CubeCount::new_2d(cubes(visible, UNITS), rows),
-                        CubeDim::new_1d(UNITS),
+                        CubeCount::new_2d(cubes(visible, SCORE_KEYS as u32), rows),
+                        CubeDim::new_1d(SCORE_UNITS as u32),
                         q.values.arg(4),
                         self.scratch.index_words.arg(4),
                         self.scratch.index_scales.arg(4),
@@ -279,21 +274,47 @@ impl Gpu {
                         s,
                     );
                 });
+                self.choose_best(selection, first, rows, visible, s);
+            }
+        }
+    }
+
+    /// The best of the scores of some rows: in one go, or of many scores first those of each stretch.
+    #[allow(unsafe_code)]
+    fn choose_best(&self, selection: &Selection, first: usize, rows: u32, visible: usize, s: Index) {
+        let stretches = cubes(visible, STRETCH as u32);
+        let scratch = &self.scratch;
+        let launch = |scores: &Buffer, places: &Buffer, to: &Buffer, stride: usize, (many, again)| {
+            let count = CubeCount::new_2d(rows, if many { stretches } else { 1 });
+            // SAFETY: the scores hold `rows` rows of all visible keys, `best` and `places` the best of their
+            // stretches; the selection has a row for every row.
+            unsafe {
                 self.timer.time(&self.client, "top_k", || {
                     select::top_k::launch_unchecked(
                         &self.client,
-                        CubeCount::new_1d(rows),
+                        count,
                         CubeDim::new_1d(SELECT_UNITS),
-                        self.scratch.scores.arg(4),
+                        scores.arg(4),
+                        places.arg(4),
                         self.plan.arg(4),
-                        selection.ids.arg(4),
+                        scratch.best.arg(4),
+                        to.arg(4),
                         first as u32,
-                        visible as u32,
+                        stride as u32,
+                        many,
+                        again,
                         s,
                     );
                 });
             }
+        };
+        if stretches == 1 {
+            launch(&scratch.scores, &self.nothing[0], &selection.ids, visible, (false, false));
+            return;
         }
+        launch(&scratch.scores, &self.nothing[0], &scratch.places, visible, (true, false));
+        let stride = stretches as usize * s.top_k;
+        launch(&scratch.best, &scratch.places, &selection.ids, stride, (false, true));
     }
 
     #[allow(unsafe_code)]
@@ -302,11 +323,10 @@ impl Gpu {
         layer: usize,
         (q, sinks): (&Rows, &Vector),
         selection: Option<&Selection>,
-        runs: &[Run<'_, Store>],
+        runs: &Runs<'_>,
         out: &mut Rows,
     ) {
-        let Some(run) = runs.first() else { return };
-        let layout = &run.store.layout;
+        let Some(layout) = self.layout(runs) else { return };
         let kind = layout.layers[layer];
         let s = AttendShape {
             row: self.sizes(layout).row,
@@ -322,17 +342,17 @@ impl Gpu {
             return;
         }
         out.width = q.width;
-        let arg = out.output(q.n, !self.options.exact);
+        let arg = out.output(q.n, self.heads_form(q.n));
         // SAFETY: the plan's stores lie in the arena; selections are rows that exist.
         unsafe {
             self.timer.time(&self.client, "attend", || {
                 attend::attend::launch_unchecked(
                     &self.client,
                     CubeCount::new_2d(self.shape.heads as u32, q.n as u32),
-                    CubeDim::new_1d(UNITS),
+                    CubeDim::new_1d(attend::UNITS as u32),
                     q.values.arg(16),
-                    sinks.values.arg(4),
-                    self.angles.arg(4),
+                    sinks.values[self.index].arg(4),
+                    self.plan.arg(4),
                     self.plan.arg(4),
                     ids.arg(4),
                     self.arena(runs).arg(4),
@@ -343,6 +363,12 @@ impl Gpu {
                 );
             });
         }
+    }
+
+    /// In which form the output projection wants heads.
+    fn heads_form(&self, n: usize) -> Form {
+        let form = self.form(n);
+        if n > self.abilities.few && !self.groups_fit_tiles() { Form::Plain } else { form }
     }
 
     /// How the matrix units attend, if they can: to packed rows, with room for a tile of them in shared memory.
@@ -368,12 +394,11 @@ impl Gpu {
         layer: usize,
         (q, sinks): (&Rows, &Vector),
         ids: &Buffer,
-        runs: &[Run<'_, Store>],
+        runs: &Runs<'_>,
         out: &mut Rows,
         s: FlashShape,
     ) {
-        let Some(run) = runs.first() else { return };
-        let kind = run.store.layout.layers[layer];
+        let Some(kind) = self.layout(runs).map(|l| l.layers[layer]) else { return };
         let n = q.n;
         // Rows that any query of the pass sees, at the most.
         let compressed = kind.ratio().map_or(0, |r| self.current.reach / r);
@@ -383,13 +408,14 @@ impl Gpu {
         let tiles = (window + compressed).div_ceil(s.tile);
         let cubes = s.heads / s.side * n;
         let splits = (WANTED_CUBES / cubes).clamp(1, tiles.min(PARTIALS / n.min(PARTIALS)));
+        let splits = splits.min(flash::MOST_SPLITS);
+        let groups = if splits > 1 { 4 } else { 1 };
         out.width = q.width;
         let step = PARTIALS / splits;
         let arena = self.arena(runs);
-        let quantize = n <= self.abilities.few;
         for first in (0..n).step_by(step) {
             let rows = step.min(n - first) as u32;
-            let arg = out.output(n, quantize);
+            let arg = out.output(n, self.heads_form(n));
             // SAFETY: partial sums have room for `step * splits` rows; the rest is as for the kernel without matrix
             // units.
             unsafe {
@@ -405,7 +431,7 @@ impl Gpu {
                         arena.arg(16),
                         self.scratch.partials.arg(4),
                         self.scratch.stats.arg(4),
-                        self.angles.arg(4),
+                        self.plan.arg(4),
                         layer as u32,
                         first as u32,
                         self.angle_set(kind, false),
@@ -416,16 +442,17 @@ impl Gpu {
                     flash::combine::launch_unchecked(
                         &self.client,
                         CubeCount::new_2d(s.heads as u32, rows),
-                        CubeDim::new_1d((s.attend.row.width as u32 / 4).next_multiple_of(32)),
+                        CubeDim::new_1d((groups * s.lanes_of_row()) as u32),
                         self.scratch.partials.arg(16),
                         self.scratch.stats.arg(4),
-                        sinks.values.arg(4),
-                        self.angles.arg(4),
+                        sinks.values[self.index].arg(4),
+                        self.plan.arg(4),
                         arg,
                         first as u32,
                         self.angle_set(kind, false),
                         splits as u32,
                         s,
+                        groups,
                     );
                 });
             }

@@ -63,9 +63,14 @@ impl Buffer {
 
     /// Writes bytes at an offset; both multiples of 4.
     pub(crate) fn write(&self, client: &Client, offset: u64, bytes: Vec<u8>) {
+        self.write_bytes(client, offset, Bytes::from_bytes_vec(bytes));
+    }
+
+    /// The same for bytes that were read.
+    pub(crate) fn write_bytes(&self, client: &Client, offset: u64, bytes: Bytes) {
         let end = self.bytes - offset - bytes.len() as u64;
         let part = self.handle.clone().offset_start(offset).offset_end(end);
-        client.write(&part, Bytes::from_bytes_vec(bytes));
+        client.write(&part, bytes);
     }
 
     /// Waits, and reads bytes.

@@ -1,5 +1,6 @@
 //! The machine's GPUs, by the interface that reaches them.
 
+use crate::kernels::matmul;
 use cubecl::client::Client;
 use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
@@ -84,6 +85,11 @@ impl DeviceInfo {
         usable_tile(&self.client.0).map(|_| FEW_ROWS)
     }
 
+    /// Bytes that a model may use; 0 where nobody knows.
+    pub(crate) fn usable(&self) -> u64 {
+        if self.free > 0 { self.free } else { self.memory }
+    }
+
     pub(crate) fn client(&self) -> Client {
         self.client.0.clone()
     }
@@ -92,12 +98,13 @@ impl DeviceInfo {
 /// Most rows of the default mode for which a plane takes a row of weights.
 pub(crate) const FEW_ROWS: usize = 16;
 
-/// [`matrix_tile`], where all planes have 32 or 64 units: matrix units are programmed by planes, and the kernels share
-/// their tiles out to eight or four of them.
+/// [`matrix_tile`], where all planes have 32 or 64 units, since matrix units are programmed by planes, and where shared
+/// memory has room for the kernels' tiles.
 pub(crate) fn usable_tile(client: &Client) -> Option<usize> {
     let hardware = &client.properties().hardware;
     let certain = hardware.plane_size_min == hardware.plane_size_max;
-    matrix_tile(client).filter(|_| certain && matches!(hardware.plane_size_max, 32 | 64))
+    let room = |&side: &usize| matmul::least_shared_bytes(side) <= hardware.max_shared_memory_size;
+    matrix_tile(client).filter(room).filter(|_| certain && matches!(hardware.plane_size_max, 32 | 64))
 }
 
 /// Side of the square tiles of f16 that the matrix units multiply into f32, if there are any.

@@ -2,25 +2,37 @@
 
 use crate::backend::Gpu;
 use crate::kernels::common::Real;
+use crate::kernels::dot::Form;
 use crate::kernels::experts::{self, Expert, RouteShape};
-use crate::kernels::matmul::{self, COLUMNS, ExpertMatmul, Tiling};
+use crate::kernels::matmul::{self, ExpertMatmul, Tiling};
 use crate::layout::Format;
 use crate::project::rows_per_plane;
 use crate::rows::{Matrix, Routes, Rows};
+use crate::stage::Stage;
 use cubecl::prelude::*;
 use ds4_model::{Choice, FeedForward};
 
-/// Rows of a tile of an expert's tokens.
-pub(crate) const TILE_ROWS: usize = 64;
+/// Fewest rows of a tile of an expert's tokens.
+const LEAST_ROWS: usize = 16;
 
-impl Gpu {
+/// Most tiles of the experts' tokens in a pass of `n` rows.
+pub(crate) fn most_tiles(n: usize, used: usize, experts: usize, rows: usize) -> usize {
+    n * used / rows + experts.min(n * used)
+}
+
+/// The same for any pass of at most `n` rows.
+pub(crate) fn room_for_tiles(n: usize, used: usize, experts: usize) -> usize {
+    most_tiles(n, used, experts, LEAST_ROWS)
+}
+
+impl Stage {
     #[allow(unsafe_code)]
     pub(crate) fn route_step(&mut self, choice: &Choice<Gpu>, logits: &Rows, routes: &mut Routes) {
         routes.n = logits.n;
         let nothing = &self.nothing;
         let (bias, table, hash) = match choice {
-            Choice::Hash(table) => (&nothing[0], &table.values, true),
-            Choice::Score(bias) => (&bias.values, &nothing[0], false),
+            Choice::Hash(table) => (&nothing[0], &table.values[self.index], true),
+            Choice::Score(bias) => (&bias.values[self.index], &nothing[0], false),
         };
         let s = RouteShape {
             experts: self.shape.experts,
@@ -50,13 +62,15 @@ impl Gpu {
 
     fn expert(&self, matrices: &[&Matrix], clamp: f32, rows: usize, y: &Rows) -> Expert {
         let units = matrices.iter().map(|m| m.units()).min().unwrap_or(1);
+        let per_plane = rows_per_plane(units, self.abilities.plane, 4, rows);
         Expert {
             hidden: self.shape.expert_width,
             width: self.shape.width,
             used: self.shape.experts_used,
             stride: y.stride,
             clamp: Real::new(clamp),
-            per_plane: rows_per_plane(units, self.abilities.plane, 4, rows),
+            per_plane,
+            at_once: per_plane,
             tables: matrices.iter().any(|m| m.format == Format::Iq2),
         }
     }
@@ -65,7 +79,12 @@ impl Gpu {
     #[allow(unsafe_code)]
     pub(crate) fn experts_step(&mut self, ffn: &FeedForward<Gpu>, x: &Rows, routes: &Routes, y: &mut Rows) {
         let n = x.n;
-        if let Some(tiling) = self.tiling(n, TILE_ROWS, 2) {
+        // Tiles as large as what an expert will have of the rows: whole ones cost what partial ones do.
+        let each = n * self.shape.experts_used / self.shape.experts;
+        let rows = (2 * each).next_power_of_two().clamp(LEAST_ROWS, 64);
+        if n > self.abilities.few
+            && let Some(tiling) = self.tiling(rows, 1, &[(256, 64), (256, 32)])
+        {
             self.experts_of_many(ffn, x, routes, y, tiling);
             return;
         }
@@ -78,13 +97,16 @@ impl Gpu {
         let used = self.shape.experts_used;
         let planes = self.planes();
         let mut s = self.expert(&[gate, up, &shared.gate, &shared.up], ffn.clamp, self.shape.expert_width, y);
-        s.per_plane = if s.hidden.is_multiple_of(4) { 4 } else { s.per_plane };
+        if s.hidden.is_multiple_of(4) {
+            (s.per_plane, s.at_once) = (4, 2);
+        }
         let per_cube = planes * s.per_plane;
         // Blocks of the int8 form must not straddle cubes.
         let (down, shared_down) = (&ffn.down.all, &shared.down);
         let int8 = down.format.int8() || shared_down.format.int8();
         let quantize = int8 && per_cube.is_multiple_of(32);
-        let out = self.scratch.hidden.output(n * (used + 1), quantize);
+        let form = if quantize { Form::Quantized } else { Form::Plain };
+        let out = self.scratch.hidden.output(n * (used + 1), form);
         // SAFETY: routes are experts; hidden has a row for every pair.
         unsafe {
             self.timer.time(&self.client, "hidden", || {
@@ -143,7 +165,8 @@ impl Gpu {
         let (n, used, experts) = (x.n, self.shape.experts_used, self.shape.experts);
         let Some(grouped) = &self.scratch.grouped else { return };
         y.take(n, self.shape.width);
-        let most = n * used / TILE_ROWS + experts.min(n * used);
+        let rows = tiling.rows;
+        let most = most_tiles(n, used, experts, rows);
         let dim = CubeDim::new_1d(matmul::UNITS as u32);
         let shape = |shared: bool, x_stride: usize, columns: usize, stride: usize| ExpertMatmul {
             tiling,
@@ -157,7 +180,7 @@ impl Gpu {
         self.halve(x);
         let (hidden, hidden_stride) = (&grouped.hidden, self.shape.expert_width.next_multiple_of(64));
         let (words, shared) = (&self.half_words, &ffn.shared);
-        let tiles = |is_shared: bool| if is_shared { n.div_ceil(TILE_ROWS) } else { most } as u32;
+        let tiles = |is_shared: bool| if is_shared { n.div_ceil(rows) } else { most } as u32;
         // SAFETY: routes are experts; every buffer has a row for every pair, and room for `most` tiles.
         unsafe {
             self.timer.time(&self.client, "sort_pairs", || {
@@ -170,7 +193,7 @@ impl Gpu {
                     grouped.tiles.arg(4),
                     (n * used) as u32,
                     experts,
-                    TILE_ROWS as u32,
+                    rows as u32,
                 );
             });
             for (gate, up, is_shared) in
@@ -180,7 +203,7 @@ impl Gpu {
                 self.timer.time(&self.client, "hidden_matmul", || {
                     matmul::hidden_matmul::launch_unchecked(
                         &self.client,
-                        CubeCount::new_2d(s.columns.div_ceil(COLUMNS / 2) as u32, tiles(is_shared)),
+                        CubeCount::new_2d(s.columns.div_ceil(tiling.columns / 2) as u32, tiles(is_shared)),
                         dim,
                         x.halves.arg(16),
                         gate.arg(),
@@ -200,7 +223,7 @@ impl Gpu {
                 self.timer.time(&self.client, "down_matmul", || {
                     matmul::down_matmul::launch_unchecked(
                         &self.client,
-                        CubeCount::new_2d(s.columns.div_ceil(COLUMNS) as u32, tiles(is_shared)),
+                        CubeCount::new_2d(s.columns.div_ceil(tiling.columns) as u32, tiles(is_shared)),
                         dim,
                         hidden.arg(16),
                         down.arg(),

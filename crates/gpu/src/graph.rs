@@ -2,7 +2,7 @@
 
 use crate::buffer::device_error;
 use cubecl::client::{Client, Graph};
-use ds4_model::{BackendError, Steps};
+use ds4_model::BackendError;
 use std::collections::HashMap;
 
 /// What passes must have in common to share a recording: all else is read from buffers.
@@ -19,6 +19,8 @@ pub(crate) struct Key {
     pub(crate) streams: u64,
     /// The memory of the sessions.
     pub(crate) arena: u64,
+    /// That of index scores, which grows with the longest session.
+    pub(crate) scores: u64,
 }
 
 /// What the present pass is.
@@ -31,8 +33,6 @@ enum State {
     Warm(Key),
     /// Recorded; computed at its end.
     Recording(Key),
-    /// Computed from the recording at its end.
-    Replay(Key),
 }
 
 /// Recordings kept; more are forgotten all at once, since forms change seldom.
@@ -59,14 +59,20 @@ impl Recorder {
         }
     }
 
-    /// Starts a pass, of a form if it can be recorded.
-    pub(crate) fn begin(&mut self, client: &Client, key: Option<Key>) -> Result<Steps, BackendError> {
+    /// Whether passes of a form have been recorded.
+    pub(crate) fn has(&self, key: &Key) -> bool {
+        self.graphs.contains_key(key)
+    }
+
+    /// Computes a pass of a form that has been recorded.
+    pub(crate) fn replay(&self, key: &Key) -> Result<(), BackendError> {
+        self.graphs.get(key).map_or(Ok(()), replay)
+    }
+
+    /// Starts the steps of a pass, of a form if it can be recorded.
+    pub(crate) fn begin(&mut self, client: &Client, key: Option<Key>) -> Result<(), BackendError> {
         self.state = State::Plain;
-        let Some(key) = key.filter(|_| !self.unable) else { return Ok(Steps::Needed) };
-        if self.graphs.contains_key(&key) {
-            self.state = State::Replay(key);
-            return Ok(Steps::Recorded);
-        }
+        let Some(key) = key.filter(|k| !self.unable && !self.has(k)) else { return Ok(()) };
         if self.warm.take().as_ref() == Some(&key) {
             client.start_capture().map_err(device_error)?;
             self.state = State::Recording(key);
@@ -75,7 +81,7 @@ impl Recorder {
         } else {
             self.unable = true;
         }
-        Ok(Steps::Needed)
+        Ok(())
     }
 
     /// Ends the steps of a pass.
@@ -90,11 +96,6 @@ impl Recorder {
                 }
                 replay(&graph)?;
                 self.graphs.insert(key, graph);
-            }
-            State::Replay(key) => {
-                if let Some(graph) = self.graphs.get(&key) {
-                    replay(graph)?;
-                }
             }
         }
         Ok(())

@@ -1,11 +1,13 @@
 //! Embedding, norms and hyper-connections on the device.
 
-use crate::backend::{Abilities, Gpu};
+use crate::backend::Gpu;
 use crate::buffer::Buffer;
+use crate::device::FEW_ROWS;
 use crate::kernels::common::Real;
-use crate::kernels::hyper::{self, Hyper};
+use crate::kernels::hyper::{self, Hyper, MIX_UNITS};
 use crate::layout::Format;
 use crate::rows::{Matrix, Rows, Vector};
+use crate::stage::Stage;
 use cubecl::prelude::*;
 use ds4_model::{HeadMix, HyperConnection, Mtp, Shape};
 use half::f16;
@@ -20,8 +22,10 @@ pub(crate) struct Join {
 /// Units of a cube where a row is a cube.
 pub(crate) const UNITS: u32 = 256;
 
-/// What the hyper-connection kernels are specialised by.
-pub(crate) fn hyper(shape: &Shape, abilities: &Abilities, controls: usize, input: usize) -> Hyper {
+/// What the hyper-connection kernels are specialised by, in passes of `n` rows.
+pub(crate) fn hyper(shape: &Shape, n: usize, controls: usize, input: usize) -> Hyper {
+    // Of few rows, many cubes share the width; of many, several share each weight.
+    let (part, rows, block) = if n > FEW_ROWS { (256, 4, 3) } else { (64, 1, 1) };
     Hyper {
         n: shape.streams,
         d: shape.width,
@@ -30,17 +34,22 @@ pub(crate) fn hyper(shape: &Shape, abilities: &Abilities, controls: usize, input
         mix_stride: (shape.streams + shape.streams * shape.streams).next_multiple_of(64),
         controls,
         input,
-        part: 64,
-        units: row_units(shape.width, abilities),
+        part,
+        rows,
+        block,
         sinkhorn: shape.sinkhorn,
         norm_eps: Real::new(shape.norm_eps),
         eps: Real::new(shape.hc_eps),
     }
 }
 
-/// Units of a cube that handles a row of so many values: one for each four, so that all are loaded at once.
-fn row_units(width: usize, abilities: &Abilities) -> usize {
-    (width / 4).next_power_of_two().clamp(64, abilities.units.min(1024) as usize)
+/// Values that a pass of up to `n` rows needs for partial sums.
+pub(crate) fn partial_values(shape: &Shape, n: usize) -> usize {
+    let of = |n: usize| {
+        let hyper = hyper(shape, n, shape.hc_mix(), shape.streams_width());
+        n * hyper.parts() * hyper.numbers()
+    };
+    of(n).max(of(n.min(FEW_ROWS)))
 }
 
 /// Cubes for `units` units along x.
@@ -48,7 +57,7 @@ pub(crate) fn cubes(units: usize, per_cube: u32) -> u32 {
     (units as u32).div_ceil(per_cube)
 }
 
-impl Gpu {
+impl Stage {
     /// Rows of embeddings of the pass's tokens, each repeated `copies` times.
     #[allow(unsafe_code)]
     pub(crate) fn embed_step(&mut self, table: &Matrix, out: &mut Rows, copies: usize) {
@@ -106,30 +115,33 @@ impl Gpu {
     #[allow(unsafe_code)]
     fn control(&self, n: usize, streams: &Buffer, join: Option<&Join>, matrix: Option<&Matrix>) -> Hyper {
         let controls = matrix.map_or(0, |m| m.rows);
-        let s = hyper(&self.shape, &self.abilities, controls, matrix.map_or(0, |m| m.format.padded(m.input)));
+        let s = hyper(&self.shape, n, controls, matrix.map_or(0, |m| m.format.padded(m.input)));
         let nothing = &self.nothing;
         let (y, mix) = join.map_or((&nothing[0], &nothing[1]), |j| (&j.y, &j.mix));
         let half = matrix.is_some_and(|m| m.format == Format::F16);
-        let weights = matrix.map_or(nothing[0].arg(8), |m| m.quants.arg(if half { 4 } else { 8 }));
-        let count = CubeCount::new_2d(s.parts() as u32, n as u32);
-        let (dim, client) = (CubeDim::new_1d(128), &self.client);
-        let (streams, y, mix, partial) = (streams.arg(4), y.arg(4), mix.arg(4), self.scratch.partial.arg(4));
+        let weights = matrix.map_or(nothing[0].arg(16), |m| m.quants.arg(if half { 8 } else { 16 }));
+        let count = CubeCount::new_2d(s.parts() as u32, n.div_ceil(s.rows) as u32);
+        // Of few rows, as many planes as there are control numbers.
+        let planes = if n > FEW_ROWS { 8 } else { controls.max(4) as u32 };
+        let dim =
+            CubeDim::new_1d((planes * self.abilities.plane).clamp(UNITS, self.abilities.units.min(1024)));
+        let client = &self.client;
+        let (streams, y, mix) = (streams.arg(16), y.arg(16), mix.arg(4));
+        let partial = self.scratch.partial.arg(4);
         let (join, project) = (join.is_some(), matrix.is_some());
         // SAFETY: sizes are those of the shape; `partial` was allocated for the larger number of controls.
         unsafe {
-            if half {
-                self.timer.time(&self.client, "hc_control", || {
+            self.timer.time(client, "hc_control", || {
+                if half {
                     hyper::hc_control::launch_unchecked::<f16>(
-                        client, count, dim, streams, y, mix, weights, partial, s, join, project,
+                        client, count, dim, streams, y, mix, weights, partial, n as u32, s, join, project,
                     );
-                });
-            } else {
-                self.timer.time(&self.client, "hc_control", || {
+                } else {
                     hyper::hc_control::launch_unchecked::<f32>(
-                        client, count, dim, streams, y, mix, weights, partial, s, join, project,
+                        client, count, dim, streams, y, mix, weights, partial, n as u32, s, join, project,
                     );
-                });
-            }
+                }
+            });
         }
         s
     }
@@ -151,18 +163,18 @@ impl Gpu {
         let join = self.pending_join.take();
         let s = self.control(n, &streams.values, join.as_ref(), Some(&hc.mix));
         mix.take(n, mix.width);
-        let out = x.output(n, !self.options.exact);
+        let out = x.output(n, self.form(n));
         // SAFETY: sizes are those of the shape.
         unsafe {
             self.timer.time(&self.client, "hc_mix", || {
                 hyper::hc_mix::launch_unchecked(
                     &self.client,
-                    CubeCount::new_2d(n as u32, 2),
-                    CubeDim::new_1d(s.units as u32),
+                    CubeCount::new_2d(n as u32, cubes(s.d / 4, MIX_UNITS as u32) + 1),
+                    CubeDim::new_1d(MIX_UNITS as u32),
                     streams.values.arg(16),
                     self.scratch.partial.arg(4),
-                    hc.affine.values.arg(4),
-                    norm.values.arg(16),
+                    hc.affine.values[self.index].arg(4),
+                    norm.values[self.index].arg(16),
                     out,
                     mix.values.arg(4),
                     s,
@@ -174,6 +186,8 @@ impl Gpu {
     /// Joining waits for the next split of the same streams; whoever reads them before calls
     /// [`Gpu::finish_join`].
     pub(crate) fn hc_join_step(&mut self, y: &Rows, mix: &Rows, streams: &mut Rows) {
+        // They may have been carried here.
+        streams.n = self.current.n;
         let (y, mix) = (y.values.clone(), mix.values.clone());
         self.pending_join = Some(Join { streams: streams.values.clone(), y, mix });
     }
@@ -195,11 +209,11 @@ impl Gpu {
             self.timer.time(&self.client, "hc_head", || {
                 hyper::hc_head::launch_unchecked(
                     &self.client,
-                    CubeCount::new_1d(n as u32),
-                    CubeDim::new_1d(s.units as u32),
+                    CubeCount::new_2d(n as u32, cubes(s.d / 4, MIX_UNITS as u32)),
+                    CubeDim::new_1d(MIX_UNITS as u32),
                     streams.values.arg(16),
                     self.scratch.partial.arg(4),
-                    head.affine.values.arg(4),
+                    head.affine.values[self.index].arg(4),
                     z.values.arg(16),
                     s,
                     z.stride,
@@ -216,7 +230,7 @@ impl Gpu {
         }
         let (n, width, stride) = (x.n, x.width, x.stride);
         let eps = Real::new(self.shape.norm_eps);
-        let out = out.output(n, !self.options.exact);
+        let out = out.output(n, self.form(n));
         // SAFETY: both have `n` rows of `width` values.
         unsafe {
             self.timer.time(&self.client, "norm", || {
@@ -225,7 +239,7 @@ impl Gpu {
                     CubeCount::new_1d(n as u32),
                     CubeDim::new_1d(UNITS),
                     x.values.arg(16),
-                    weight.values.arg(16),
+                    weight.values[self.index].arg(16),
                     out,
                     width,
                     stride,
@@ -241,7 +255,7 @@ impl Gpu {
         let outputs = &self.current.outputs;
         let first = outputs.windows(rows.len().max(1)).position(|w| w == rows).unwrap_or(0);
         to.take(rows.len(), from.width);
-        let first = 4 * self.options.max_rows + first;
+        let first = 4 * self.current.n + first;
         // SAFETY: the plan lists rows of the pass.
         unsafe {
             self.timer.time(&self.client, "gather", || {
@@ -298,22 +312,47 @@ impl Gpu {
         }
     }
 
-    #[allow(unsafe_code)]
-    pub(crate) fn draft_input_step(&mut self, mtp: &Mtp<Gpu>, table: &Matrix, streams: &mut Rows) {
-        self.finish_join();
-        let (n, d, copies) = (self.current.n, self.shape.width, self.shape.streams);
-        let rows = self.options.max_rows;
-        let draft = self.scratch.draft.take();
-        let mut draft = draft.unwrap_or_else(|| {
+    /// Buffers of the draft block's input, made when they are first needed.
+    fn draft_rows(&mut self) -> Box<[Rows; 5]> {
+        let (rows, d, copies) = (self.options.max_rows, self.shape.width, self.shape.streams);
+        self.scratch.draft.take().unwrap_or_else(|| {
             let new = |n| Rows::new(&self.client, n, d, true);
             Box::new([new(rows), new(rows), new(rows), new(rows * copies), new(rows * copies)])
-        });
+        })
+    }
+
+    /// Embeddings of the pass's tokens, for a draft block that lies on another device, and their bytes.
+    pub(crate) fn draft_embed(&mut self, table: &Matrix) -> (Buffer, u64) {
+        let mut draft = self.draft_rows();
+        self.embed_step(table, &mut draft[0], 1);
+        let embeddings = (draft[0].values.clone(), 4 * (draft[0].n * draft[0].stride) as u64);
+        self.scratch.draft = Some(draft);
+        embeddings
+    }
+
+    /// Where such embeddings go.
+    pub(crate) fn draft_embeddings(&mut self) -> Buffer {
+        let mut draft = self.draft_rows();
+        draft[0].take(self.current.n, self.shape.width);
+        let values = draft[0].values.clone();
+        self.scratch.draft = Some(draft);
+        values
+    }
+
+    /// `table`: the embeddings, unless they are there already.
+    #[allow(unsafe_code)]
+    pub(crate) fn draft_input_step(&mut self, mtp: &Mtp<Gpu>, table: Option<&Matrix>, streams: &mut Rows) {
+        self.finish_join();
+        let (n, d, copies) = (self.current.n, self.shape.width, self.shape.streams);
+        let mut draft = self.draft_rows();
         let [raw, normed, e, stream, h] = &mut *draft;
-        self.embed_step(table, raw, 1);
+        if let Some(table) = table {
+            self.embed_step(table, raw, 1);
+        }
         self.norm_step(&mtp.e_norm, raw, normed);
         self.project_step(normed, &mut [(&mtp.e_proj, e)]);
         // Each stream of each row is a row of its own here.
-        let (eps, out) = (Real::new(self.shape.norm_eps), stream.output(n * copies, !self.options.exact));
+        let (eps, out) = (Real::new(self.shape.norm_eps), stream.output(n * copies, self.form(n * copies)));
         // SAFETY: streams lie side by side where the width is that of the stride.
         unsafe {
             self.timer.time(&self.client, "norm", || {
@@ -322,7 +361,7 @@ impl Gpu {
                     CubeCount::new_1d((n * copies) as u32),
                     CubeDim::new_1d(UNITS),
                     streams.values.arg(16),
-                    mtp.h_norm.values.arg(16),
+                    mtp.h_norm.values[self.index].arg(16),
                     out,
                     d,
                     d,
@@ -331,7 +370,7 @@ impl Gpu {
             });
         }
         self.project_step(stream, &mut [(&mtp.h_proj, h)]);
-        let s = hyper(&self.shape, &self.abilities, 0, 0);
+        let s = hyper(&self.shape, n, 0, 0);
         streams.take(n, copies * d);
         // SAFETY: sizes are those of the shape.
         unsafe {

@@ -1,9 +1,9 @@
 //! How weights lie on the device: quants as aligned 16-byte vectors, scales apart.
 //!
 //! A file's blocks of 34, 66, 84 or 144 bytes cannot be read in wide aligned loads. Here each row's quants are
-//! one run of 16-byte vectors, and its scales a run of f16 in another buffer; the small scales within the
-//! blocks of the K formats are a third. No value changes, but in one case: a row of MXFP4 becomes Q8_0 with the
-//! same values.
+//! one run of 16-byte vectors, each of weights that lie side by side, and its scales a run of f16 in another buffer;
+//! the small scales within the blocks of the K formats are a third. No value changes, but in one case: a row of MXFP4
+//! becomes Q8_0 with the same values.
 
 use ds4_gguf::{Tensor, TensorType};
 use ds4_model::BackendError;
@@ -207,19 +207,36 @@ fn pack_iq2(blocks: &[BlockIq2Xxs], out: RowOut<'_>) {
     }
 }
 
+/// The four planes of two bits of a byte hold weights 32 apart in a file; here 16 apart, so that a unit is 64 weights
+/// in order, with four scales that are one word.
 fn pack_q2k(blocks: &[BlockQ2K], out: RowOut<'_>) {
     let parts = out.quants.chunks_exact_mut(64).zip(out.scales.as_chunks_mut::<4>().0);
     for ((block, (quants, scale)), sub) in blocks.iter().zip(parts).zip(out.sub.chunks_exact_mut(16)) {
-        quants.copy_from_slice(&block.q);
+        for (u, unit) in quants.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            *unit = [0; 16];
+            for j in 0..4 {
+                let group = 4 * u + j;
+                let from = &block.q[32 * (u / 2) + 16 * (group % 2)..][..16];
+                let shift = group / 2 % 4 * 2;
+                unit.iter_mut().zip(from).for_each(|(to, q)| *to |= ((q >> shift) & 3) << (2 * j));
+            }
+        }
         *scale = [block.d[0], block.d[1], block.dmin[0], block.dmin[1]];
         sub.copy_from_slice(&block.scales);
     }
 }
 
+/// As for Q2_K: nibbles of a byte hold weights 32 apart in a file; here 16, so that a unit is a group of 32.
 fn pack_q4k(blocks: &[BlockQ4K], out: RowOut<'_>) {
     let parts = out.quants.chunks_exact_mut(128).zip(out.scales.as_chunks_mut::<4>().0);
     for ((block, (quants, scale)), sub) in blocks.iter().zip(parts).zip(out.sub.chunks_exact_mut(16)) {
-        quants.copy_from_slice(&block.q);
+        for (u, unit) in quants.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (low, high) = block.q[32 * (u / 2)..][..32].split_at(16);
+            let shift = 4 * (u % 2);
+            for ((to, a), b) in unit.iter_mut().zip(low).zip(high) {
+                *to = ((a >> shift) & 15) | ((b >> shift) << 4);
+            }
+        }
         *scale = [block.d[0], block.d[1], block.dmin[0], block.dmin[1]];
         for g in 0..8 {
             (sub[g], sub[8 + g]) = scale_min(&block.scales, g);

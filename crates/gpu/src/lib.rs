@@ -9,6 +9,7 @@ mod device;
 mod experts;
 mod graph;
 mod hyper;
+mod keep;
 // Kernels generate types of their own, which nobody outside sees; and their language is not all of Rust's.
 #[allow(
     missing_docs,
@@ -25,10 +26,12 @@ mod kernels;
 mod layout;
 mod project;
 mod rows;
+mod stage;
 mod store;
 mod timer;
 
 pub use backend::{Gpu, Options};
 pub use device::{Api, DeviceInfo, devices};
+pub use keep::keep_kernels;
 pub use rows::{Experts, Matrix, Routes, Rows, Selection, Table, Vector};
 pub use store::Store;

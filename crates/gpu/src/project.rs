@@ -1,19 +1,29 @@
 //! Products with weight matrices.
 
-use crate::backend::Gpu;
-use crate::kernels::matmul::{self, COLUMNS, Dense, Tiling};
+use crate::kernels::dot::Form;
+use crate::kernels::matmul::{self, Dense, Tiling};
 use crate::kernels::project::{self, JobLaunch};
 use crate::layout::Format;
 use crate::rows::{Matrix, Rows};
+use crate::stage::Stage;
 use cubecl::prelude::*;
 
 /// Buffers that a kernel may have, on any device: of the 31 of Metal, `wgpu` takes two.
 const MAX_BUFFERS: usize = 29;
 
+/// Rows of weights of a tile of the matrix units.
+const DENSE_COLUMNS: usize = 128;
+/// Cubes that keep a large device busy: two for each of its processors.
+const WANTED_CUBES: usize = 264;
+
 /// Units of a cube of the kernels that give a plane a row.
 const UNITS: u32 = 256;
 
-/// Rows of weights that a plane takes at once: enough loads on the way, and a divisor of the rows at hand.
+/// Planes that keep a large device busy.
+const WANTED_PLANES: usize = 2048;
+
+/// Rows of weights that a plane takes at once: enough loads on the way, but not so many that few planes are left; and
+/// a divisor of the rows at hand.
 pub(crate) fn rows_per_plane(units: usize, plane: u32, columns: usize, rows: usize) -> usize {
     // Loads of one lane for one row.
     let loads = units.div_ceil(plane as usize);
@@ -22,8 +32,8 @@ pub(crate) fn rows_per_plane(units: usize, plane: u32, columns: usize, rows: usi
         3..=16 => 2,
         _ => 1,
     };
-    let fit = (16 / columns).max(1);
-    [4, 2, 1].into_iter().find(|&r| r <= wanted.min(fit) && rows.is_multiple_of(r)).unwrap_or(1)
+    let most = wanted.min((16 / columns).max(1)).min(rows / WANTED_PLANES);
+    [4, 2].into_iter().find(|&r| r <= most && rows.is_multiple_of(r)).unwrap_or(1)
 }
 
 /// Rows of activations that a plane takes at once.
@@ -31,7 +41,7 @@ fn columns(n: usize) -> usize {
     [1, 2, 4].into_iter().find(|&c| c >= n).unwrap_or(8)
 }
 
-impl Gpu {
+impl Stage {
     /// Cubes so that every `per_plane` of `rows` rows have a plane.
     pub(crate) fn plane_cubes(&self, rows: usize, per_plane: usize) -> u32 {
         let planes = self.planes();
@@ -93,7 +103,7 @@ impl Gpu {
         if w.format.int8() && !x.quantized {
             self.quantize(x, x.n);
         }
-        let arg = out.output(x.n, true);
+        let arg = out.output(x.n, Form::Quantized);
         // SAFETY: as for plain products.
         unsafe {
             self.timer.time(&self.client, "project_quantized", || {
@@ -116,26 +126,43 @@ impl Gpu {
         true
     }
 
-    /// How `rows` rows of activations are shared out, if the matrix units are to multiply so many.
-    pub(crate) fn tiling(&self, n: usize, rows: usize, planes_m: usize) -> Option<Tiling> {
+    /// Tiles of `rows` rows of activations: of the columns and depths given the first that shared memory has room for,
+    /// if there are matrix units.
+    pub(crate) fn tiling(&self, rows: usize, planes_m: usize, wanted: &[(usize, usize)]) -> Option<Tiling> {
         let (side, plane) = (self.abilities.tile?, self.abilities.plane as usize);
-        let planes = matmul::UNITS / plane;
-        let buffers = if self.abilities.shared >= 64 << 10 { 2 } else { 1 };
-        let tiling = Tiling { side, rows, planes_m, planes_n: planes / planes_m.min(planes), plane, buffers };
-        let whole = planes_m * tiling.planes_n == planes && tiling.m() > 0 && tiling.n() > 1;
-        (n > self.abilities.few && whole).then_some(tiling)
+        let planes_n = matmul::UNITS / plane / planes_m;
+        let with = |&(columns, depth)| {
+            let tiling = |buffers| Tiling { side, rows, columns, depth, planes_m, planes_n, buffers };
+            // Two cubes should find room beside each other.
+            let two = 2 * tiling(2).shared_bytes() <= self.abilities.shared;
+            tiling(if two { 2 } else { 1 })
+        };
+        wanted.iter().map(with).find(|t| t.shared_bytes() <= self.abilities.shared)
+    }
+
+    /// Whether a group of the output projection's rows is whole tiles.
+    pub(crate) fn groups_fit_tiles(&self) -> bool {
+        self.shape.out_rank.is_multiple_of(DENSE_COLUMNS)
     }
 
     /// Products with many rows, on the matrix units.
     #[allow(unsafe_code)]
-    fn products_of_many(&self, x: &Rows, w: &Matrix, out: &Rows, group: usize, tiling: Tiling) {
+    fn products_of_many(&self, x: &Rows, w: &Matrix, out: &Rows, group: usize) {
+        // Large tiles need less of shared memory's bandwidth, but there should be enough of them for all of the device.
+        let cubes = x.n.div_ceil(128) * w.rows.div_ceil(DENSE_COLUMNS);
+        let (rows, planes_m) = if cubes >= WANTED_CUBES { (128, 2) } else { (64, 1) };
+        let wanted = [(DENSE_COLUMNS, 64), (DENSE_COLUMNS, 32)];
+        let Some(tiling) = self.tiling(rows, planes_m, &wanted) else { return };
         let s = Dense { tiling, x_stride: x.stride, columns: w.rows, group, stride: out.stride };
         // SAFETY: outputs have whole tiles of rows; columns beyond the last are not written.
         unsafe {
             self.timer.time(&self.client, "matmul", || {
                 matmul::matmul::launch_unchecked(
                     &self.client,
-                    CubeCount::new_2d(w.rows.div_ceil(COLUMNS) as u32, x.n.div_ceil(tiling.rows) as u32),
+                    CubeCount::new_2d(
+                        w.rows.div_ceil(tiling.columns) as u32,
+                        x.n.div_ceil(tiling.rows) as u32,
+                    ),
                     CubeDim::new_1d(matmul::UNITS as u32),
                     x.halves.arg(16),
                     w.arg(),
@@ -151,11 +178,11 @@ impl Gpu {
     /// Products of matrices, each in groups of rows that share a slice of the input.
     #[allow(unsafe_code)]
     fn products(&mut self, x: &Rows, jobs: &[(&Matrix, &Rows, usize)]) {
-        if let Some(tiling) = self.tiling(x.n, 128, 4)
-            && jobs.iter().all(|(w, _, group)| *group == w.rows || group.is_multiple_of(COLUMNS))
+        if x.n > self.abilities.few
+            && jobs.iter().all(|(w, _, group)| *group == w.rows || group.is_multiple_of(DENSE_COLUMNS))
         {
             self.halve(x);
-            jobs.iter().for_each(|(w, out, group)| self.products_of_many(x, w, out, *group, tiling));
+            jobs.iter().for_each(|(w, out, group)| self.products_of_many(x, w, out, *group));
             return;
         }
         if !x.quantized && jobs.iter().any(|(w, ..)| w.format.int8()) {

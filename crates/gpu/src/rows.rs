@@ -1,7 +1,7 @@
 //! Activations and weights on the device.
 
 use crate::buffer::Buffer;
-use crate::kernels::dot::{InputLaunch, OutputLaunch, WeightsLaunch};
+use crate::kernels::dot::{Form, InputLaunch, OutputLaunch, WeightsLaunch};
 use crate::layout::Format;
 use cubecl::client::Client;
 use std::cell::Cell;
@@ -60,27 +60,28 @@ impl Rows {
         )
     }
 
-    /// As an output of `n` rows, which a kernel will fill in both forms if `quantize`.
-    pub(crate) fn output(&mut self, n: usize, quantize: bool) -> OutputLaunch {
-        (self.n, self.quantized) = (n, quantize);
-        self.halved.set(false);
-        self.form(quantize)
+    /// As an output of `n` rows, which a kernel will fill in some form.
+    pub(crate) fn output(&mut self, n: usize, form: Form) -> OutputLaunch {
+        (self.n, self.quantized) = (n, form == Form::Quantized);
+        self.halved.set(matches!(form, Form::Halves | Form::Both));
+        self.form(form)
     }
 
-    fn form(&self, quantize: bool) -> OutputLaunch {
+    fn form(&self, form: Form) -> OutputLaunch {
         OutputLaunch::new(
             self.values.arg(16),
             self.quants.arg(4),
             self.scales.arg(4),
             self.sums.arg(4),
+            self.halves.arg(8),
             self.stride,
-            quantize,
+            form,
         )
     }
 
     /// As an output whose int8 form a kernel makes of the values.
     pub(crate) fn refill(&self) -> OutputLaunch {
-        self.form(true)
+        self.form(Form::Quantized)
     }
 
     /// Takes `n` rows of `width` values into use, to be filled in f32.
@@ -98,6 +99,8 @@ impl Rows {
 
 /// A matrix `[rows, input]`.
 pub struct Matrix {
+    /// The device it lies on.
+    pub(crate) stage: usize,
     pub(crate) quants: Buffer,
     pub(crate) scales: Buffer,
     pub(crate) sub: Buffer,
@@ -143,14 +146,14 @@ pub struct Experts {
     pub(crate) all: Matrix,
 }
 
-/// A vector of f32.
+/// A vector of f32, on every device: such are small.
 pub struct Vector {
-    pub(crate) values: Buffer,
+    pub(crate) values: Vec<Buffer>,
 }
 
-/// Expert ids by token `[V, K]`.
+/// Expert ids by token `[V, K]`, on every device.
 pub struct Table {
-    pub(crate) values: Buffer,
+    pub(crate) values: Vec<Buffer>,
 }
 
 /// Experts chosen for each row, ascending, and their weights `[capacity, used]`.
@@ -160,9 +163,22 @@ pub struct Routes {
     pub(crate) weights: Buffer,
 }
 
+impl Routes {
+    pub(crate) fn new(client: &Client, pairs: usize) -> Self {
+        let buffer = || Buffer::zeroed(client, 4 * pairs as u64);
+        Routes { n: 0, ids: buffer(), weights: buffer() }
+    }
+}
+
 /// Compressed rows chosen for each row, ascending `[capacity, top_k]`; those of rows that see no more than `top_k`
 /// are not written.
 pub struct Selection {
     pub(crate) n: usize,
     pub(crate) ids: Buffer,
+}
+
+impl Selection {
+    pub(crate) fn new(client: &Client, ids: usize) -> Self {
+        Selection { n: 0, ids: Buffer::zeroed(client, 4 * ids as u64) }
+    }
 }

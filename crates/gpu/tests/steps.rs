@@ -3,9 +3,10 @@
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
 
 use ds4_cpu::Cpu;
+use ds4_engine::{Engine, EngineOptions};
 use ds4_gpu::{Gpu, devices};
 use ds4_model::cache::{KvFormat, Layout};
-use ds4_model::{Backend, Logits, Model, Pass, Run, Shape, Want};
+use ds4_model::{Backend, Logits, Model, NoTap, Pass, Run, Shape, Want};
 use ds4_testkit::{Fixture, Taps};
 
 /// All taps of a pass over some tokens, in chunks, by name in order of appearance.
@@ -55,4 +56,56 @@ fn exact_steps_of_f16() {
 #[test]
 fn exact_steps_of_q2mix() {
     compare("dev-q2mix", true, KvFormat::Plain, 50, 1e-4);
+}
+
+/// Layers spread over devices give what they give on one. The one device here plays them all.
+#[test]
+fn layers_on_several_devices() {
+    let fixture = Fixture::shipped("dev-q2mix");
+    let shape = Shape::from_gguf(&fixture.model().unwrap()).unwrap();
+    let taps = |count: usize| {
+        let devices: Vec<_> = std::iter::repeat_n(devices()[0].clone(), count).collect();
+        let options = ds4_gpu::Options { max_rows: 64, ..Default::default() };
+        taps(Gpu::new(&shape, &devices, options).unwrap(), &fixture, KvFormat::Packed, 40, 80)
+    };
+    let (one, three) = (taps(1), taps(3));
+    assert_eq!(one.order, three.order);
+    for name in &one.order {
+        for p in 0..80 {
+            assert!(one.row(name, p) == three.row(name, p), "{name} of token {p}");
+        }
+    }
+}
+
+/// The same with recorded passes and the draft block, as an engine uses them, and with sessions saved and resumed.
+#[test]
+fn sessions_on_several_devices() {
+    let fixture = Fixture::shipped("dev-f16");
+    let (file, draft) = (fixture.model().unwrap(), fixture.draft().unwrap());
+    let shape = Shape::from_gguf(&file).unwrap();
+    let tokens = fixture.tokens().unwrap();
+    let logits = |count: usize| {
+        let devices: Vec<_> = std::iter::repeat_n(devices()[0].clone(), count).collect();
+        let options = ds4_gpu::Options { max_rows: 64, ..Default::default() };
+        let gpu = Gpu::new(&shape, &devices, options).unwrap();
+        let options = EngineOptions { max_rows: 64, ..EngineOptions::default() };
+        let mut engine = Engine::load(gpu, &file, draft.as_ref(), options).unwrap();
+        let mut session = engine.session(256).unwrap();
+        let mut all = Vec::new();
+        let (logits, drafts) =
+            engine.score(&mut session, &tokens[..20], Some(tokens[20]), &mut NoTap).unwrap();
+        all.extend(logits);
+        all.extend(drafts.unwrap());
+        for &token in &tokens[20..24] {
+            engine.step(&mut session, token).unwrap();
+            all.extend_from_slice(session.logits());
+        }
+        let snapshot = engine.snapshot(&session).unwrap();
+        let mut other = engine.session(256).unwrap();
+        engine.restore(&mut other, &snapshot).unwrap();
+        engine.step(&mut other, tokens[24]).unwrap();
+        all.extend_from_slice(other.logits());
+        all
+    };
+    assert!(logits(1) == logits(2));
 }

@@ -3,6 +3,7 @@
 use crate::cache::{KvFormat, Layout, Part};
 use crate::{LayerKind, Shape};
 use ds4_gguf::{Gguf, TensorInfo};
+use std::ops::Range;
 
 /// Contexts are offered in steps of this many tokens.
 const CONTEXT_STEP: usize = 1024;
@@ -52,25 +53,61 @@ pub struct Sizing<'a> {
 impl Sizing<'_> {
     /// The needs with sessions of `context` tokens.
     pub fn needs(&self, context: usize) -> Needs {
-        let layout = Layout::new(self.shape, self.format, self.draft, context, self.max_rows);
+        self.needs_of(0..self.shape.layers.len(), context)
+    }
+
+    /// The needs of a device that has some of the layers. Embeddings and head count as evenly spread: they differ by
+    /// less than a layer.
+    pub fn needs_of(&self, layers: Range<usize>, context: usize) -> Needs {
+        let (count, all) = (layers.len() as u64, self.shape.layers.len() as u64);
+        let mut layout = Layout::new(self.shape, self.format, self.draft, context, self.max_rows);
+        let end = if layers.end as u64 == all { layout.layers.len() } else { layers.end };
+        layout.layers = layout.layers[layers.start..end].to_vec();
         Needs {
-            weights: self.weights,
+            weights: (u128::from(self.weights) * u128::from(count)).div_ceil(u128::from(all.max(1))) as u64,
             cache: layout.bytes().saturating_mul(self.sessions as u64),
             work: work_bytes(self.shape, self.max_rows),
         }
     }
 
-    /// The largest context that `memory` bytes hold, up to the trained one and in steps of 1,024 tokens; 0 if
-    /// there is none.
-    pub fn largest_context(&self, memory: u64) -> usize {
+    /// Whether devices with so many bytes each hold it together.
+    pub fn fit(&self, memory: &[u64], context: usize) -> bool {
+        let parts = split_layers(self.shape.layers.len(), memory);
+        !parts.is_empty()
+            && parts.into_iter().zip(memory).all(|(part, &m)| self.needs_of(part, context).fit(m))
+    }
+
+    /// The largest context that devices with so many bytes each hold, up to the trained one and in steps of 1,024
+    /// tokens; 0 if there is none.
+    pub fn largest_context(&self, memory: &[u64]) -> usize {
         // Steps below `low` fit, those from `high` on do not.
         let (mut low, mut high) = (0, self.shape.context / CONTEXT_STEP + 1);
         while low + 1 < high {
             let middle = usize::midpoint(low, high);
-            if self.needs(middle * CONTEXT_STEP).fit(memory) { low = middle } else { high = middle }
+            if self.fit(memory, middle * CONTEXT_STEP) { low = middle } else { high = middle }
         }
         low * CONTEXT_STEP
     }
+}
+
+/// Consecutive layers for each device, in proportion to the bytes that each has; evenly where those of one are unknown
+/// (0). Every device gets a layer, as long as there are some: the result is shorter than `memory` where there are not.
+pub fn split_layers(layers: usize, memory: &[u64]) -> Vec<Range<usize>> {
+    let count = memory.len().min(layers);
+    let even = memory.contains(&0);
+    let share = |m: &u64| if even { 1.0 } else { *m as f64 };
+    let total: f64 = memory[..count].iter().map(share).sum();
+    let (mut start, mut sum) = (0, 0.0);
+    let mut parts = Vec::with_capacity(count);
+    for (i, m) in memory[..count].iter().enumerate() {
+        sum += share(m);
+        let end = (layers as f64 * sum / total).round() as usize;
+        // One for this device, and one for each after it.
+        let end = end.clamp(start + 1, layers - (count - 1 - i));
+        parts.push(start..end);
+        start = end;
+    }
+    parts
 }
 
 /// Bytes of a value of a pass's buffers: f32, and beside it f16 and int8 with scales, as a GPU keeps them.
@@ -155,4 +192,20 @@ pub fn cache_read(layout: &Layout, top_k: usize, len: usize) -> u64 {
         window + compressed
     };
     (0..layout.layers.len()).map(layer).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_follow_memory() {
+        assert_eq!(split_layers(43, &[80, 80]), [0..22, 22..43]);
+        assert_eq!(split_layers(43, &[24, 80, 24]), [0..8, 8..35, 35..43]);
+        assert_eq!(split_layers(43, &[0, 80]), [0..22, 22..43]);
+        assert_eq!(split_layers(4, &[1, 1000, 1]), [0..1, 1..3, 3..4]);
+        assert_eq!(split_layers(2, &[5, 5, 5]), [0..1, 1..2]);
+        assert_eq!(split_layers(43, &[7]), [0..43]);
+        assert_eq!(split_layers(43, &[]), []);
+    }
 }

@@ -10,7 +10,7 @@ use super::hyper::{MOST_PLANES, norm_row};
 use cubecl::prelude::*;
 
 /// Units of a cube that handles a row.
-pub const UNITS: usize = 128;
+pub const UNITS: usize = 256;
 
 /// Parts of a layer in a store's table of offsets.
 pub const PARTS: u32 = 8;
@@ -491,8 +491,11 @@ fn compress_row(c: &Compressing, r: usize, angles: &[f32], plan: &[u32], arena: 
                 let mut max = f32::min_value();
                 let mut sum = 0.0f32;
                 let mut value = 0.0f32;
-                for i in 0..count {
-                    let t = end - count + i;
+                #[unroll(back <= 8)]
+                for i in 0..back {
+                    // Where there are fewer, the first counts again, for nothing.
+                    let beyond = i >= count;
+                    let t = end - count + select(beyond, 0u32, i);
                     let own = comptime!(p.overlap) && t >= window * ratio;
                     let channel = select(own, k + comptime!(s.width), k);
                     let mut g = c.ape[(t % ratio) as usize * comptime!(p.channels) + channel];
@@ -508,6 +511,7 @@ fn compress_row(c: &Compressing, r: usize, angles: &[f32], plan: &[u32], arena: 
                     } else {
                         g += f32::reinterpret(arena[kept + comptime!(p.channels)]);
                     }
+                    g = select(beyond, -1e30f32, g);
                     let top = f32::max(max, g);
                     let (old, new) = (f32::exp(max - top), f32::exp(g - top));
                     sum = sum * old + new;

@@ -1,6 +1,6 @@
 //! What many kernels share: sums over a cube, int8 forms of activations.
 
-use super::dot::{Four, Output};
+use super::dot::{Form, Four, Output};
 use cubecl::prelude::*;
 
 /// Sum over the cube, the same in every unit and for every plane size; `scratch` has room for a value a plane.
@@ -62,14 +62,20 @@ pub fn round_even(x: f32) -> i32 {
     i32::reinterpret(x + magic) - i32::reinterpret(magic)
 }
 
-/// Stores four values of a row, and where products want it their int8 form. Consecutive units hold consecutive
+/// Stores four values of a row, in the forms that are wanted. Consecutive units hold consecutive
 /// fours, eight a block of 32; all units of a plane must call this together.
 #[cube]
 pub fn store_four(out: &mut Output, row: usize, four: usize, value: Four, valid: bool) {
     if valid {
-        out.values[row * comptime!(out.stride / 4) + four] = value;
+        let at = row * comptime!(out.stride / 4) + four;
+        if comptime!(out.form != Form::Halves) {
+            out.values[at] = value;
+        }
+        if comptime!(matches!(out.form, Form::Halves | Form::Both)) {
+            out.halves[at] = Vector::cast_from(value);
+        }
     }
-    if comptime!(out.quantize) {
+    if comptime!(out.form == Form::Quantized) {
         quantize_four(out, row, four, value, valid);
     }
 }

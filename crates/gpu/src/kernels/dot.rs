@@ -87,12 +87,27 @@ pub struct Output {
     pub scales: Box<[f32]>,
     /// Sums of each 16 quants, times the scale `[n, stride / 16]`.
     pub sums: Box<[f32]>,
+    /// The same, f16.
+    pub halves: Box<[Vector<f16, Const<4>>]>,
     /// Values from row to row.
     #[cube(comptime)]
     pub stride: usize,
-    /// Whether the int8 form is wanted.
+    /// Which of them are wanted.
     #[cube(comptime)]
-    pub quantize: bool,
+    pub form: Form,
+}
+
+/// Forms of activations that a kernel fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// f32.
+    Plain,
+    /// f32, and int8 for products of few rows.
+    Quantized,
+    /// f16, for the matrix units.
+    Halves,
+    /// f16, and f32 for somebody who looks.
+    Both,
 }
 
 /// Adds to `acc[row * columns + column]` this lane's share of the products of `rows` rows of `w`, from `first`
@@ -338,31 +353,27 @@ fn unit_q2k(
     #[comptime] columns: usize,
 ) {
     let units = comptime!(w.input / 64);
-    // Unit of a block: half `u / 2 % 2`, lanes `16 * (u % 2) ..` of its four planes of 32.
-    let (block, half, part) = (u / 4, u / 2 % 2, u % 2);
     #[unroll]
     for r in 0..rows {
-        let quad = w.quants.index(0usize)[(first + r) * units + u];
-        let at = (first + r) * comptime!(units / 4) + block;
-        let d = f32::cast_from(w.scales.index(0usize)[2 * at]);
-        let min = f32::cast_from(w.scales.index(0usize)[2 * at + 1]);
-        // Sub-block of plane j: 8 * half + 2 * j + part.
-        let s0 = w.sub.index(0usize)[4 * at + 2 * half] >> (8 * part as u32);
-        let s1 = w.sub.index(0usize)[4 * at + 2 * half + 1] >> (8 * part as u32);
+        let at = (first + r) * units + u;
+        let quad = w.quants.index(0usize)[at];
+        let block = (first + r) * comptime!(units / 4) + u / 4;
+        let d = f32::cast_from(w.scales.index(0usize)[2 * block]);
+        let min = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
+        let sub = w.sub.index(0usize)[at];
         #[unroll]
         for j in 0..4usize {
             let q = (quad >> Quad::new(comptime!(2 * j as u32))) & Quad::new(0x0303_0303u32);
-            let s = if comptime!(j < 2) { s0 } else { s1 } >> comptime!(16 * (j as u32 % 2));
+            let s = sub >> comptime!(8 * j as u32);
             let scale = d * f32::cast_from(s & 15);
             let low = min * f32::cast_from((s >> 4) & 15);
             #[unroll]
             for c in 0..columns {
                 let row = index[c] as usize;
-                let base = offset + 256 * block + 128 * half + comptime!(32 * j) + 16 * part;
-                let q8 = x.quants[row * comptime!(x.stride / 16) + base / 16];
-                let dx = x.scales[row * comptime!(x.stride / 32) + base / 32];
-                let sum = x.sums[row * comptime!(x.stride / 16) + base / 16];
-                acc[comptime!(r * columns + c)] += scale * dx * f32::cast_from(dot_bytes(q, q8)) - low * sum;
+                let at = row * comptime!(x.stride / 16) + offset / 16 + 4 * u + j;
+                let dx = x.scales[row * comptime!(x.stride / 32) + offset / 32 + 2 * u + comptime!(j / 2)];
+                let dot = f32::cast_from(dot_bytes(q, x.quants[at]));
+                acc[comptime!(r * columns + c)] += scale * dx * dot - low * x.sums[at];
             }
         }
     }
@@ -381,30 +392,25 @@ fn unit_q4k(
     #[comptime] columns: usize,
 ) {
     let units = comptime!(w.input / 32);
-    // Unit of a block: groups `2 * pair` (low nibbles) and `2 * pair + 1`, lanes `16 * part ..` of each.
-    let (block, pair, part) = (u / 8, u / 2 % 4, u % 2);
     #[unroll]
     for r in 0..rows {
         let quad = w.quants.index(0usize)[(first + r) * units + u];
-        let at = (first + r) * comptime!(units / 8) + block;
-        let d = f32::cast_from(w.scales.index(0usize)[2 * at]);
-        let min = f32::cast_from(w.scales.index(0usize)[2 * at + 1]);
-        let shift = (16 * (pair % 2)) as u32;
-        let s = w.sub.index(0usize)[4 * at + pair / 2] >> shift;
-        let m = w.sub.index(0usize)[4 * at + 2 + pair / 2] >> shift;
+        let block = (first + r) * comptime!(units / 8) + u / 8;
+        let d = f32::cast_from(w.scales.index(0usize)[2 * block]);
+        let min = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
+        let (word, shift) = (4 * block + u / 4 % 2, (8 * (u % 4)) as u32);
+        let scale = d * f32::cast_from((w.sub.index(0usize)[word] >> shift) & 255);
+        let low = min * f32::cast_from((w.sub.index(0usize)[word + 2] >> shift) & 255);
         #[unroll]
         for j in 0..2usize {
             let q = (quad >> Quad::new(comptime!(4 * j as u32))) & Quad::new(0x0f0f_0f0fu32);
-            let scale = d * f32::cast_from((s >> comptime!(8 * j as u32)) & 255);
-            let low = min * f32::cast_from((m >> comptime!(8 * j as u32)) & 255);
             #[unroll]
             for c in 0..columns {
                 let row = index[c] as usize;
-                let base = offset + 256 * block + 64 * pair + comptime!(32 * j) + 16 * part;
-                let q8 = x.quants[row * comptime!(x.stride / 16) + base / 16];
-                let dx = x.scales[row * comptime!(x.stride / 32) + base / 32];
-                let sum = x.sums[row * comptime!(x.stride / 16) + base / 16];
-                acc[comptime!(r * columns + c)] += scale * dx * f32::cast_from(dot_bytes(q, q8)) - low * sum;
+                let at = row * comptime!(x.stride / 16) + offset / 16 + 2 * u + j;
+                let dx = x.scales[row * comptime!(x.stride / 32) + offset / 32 + u];
+                let dot = f32::cast_from(dot_bytes(q, x.quants[at]));
+                acc[comptime!(r * columns + c)] += scale * dx * dot - low * x.sums[at];
             }
         }
     }

@@ -125,8 +125,10 @@ pub struct Expert {
     pub stride: usize,
     /// SwiGLU clamp.
     pub clamp: Real,
-    /// Rows that a plane takes at once.
+    /// Rows of a plane.
     pub per_plane: usize,
+    /// How many of them it takes at once.
+    pub at_once: usize,
     /// Whether the kernel needs the tables of IQ2_XXS.
     pub tables: bool,
 }
@@ -153,45 +155,49 @@ pub fn hidden(
     let mut products = Shared::<[f32]>::new_slice(per_cube);
     let per_plane = comptime!(s.per_plane);
     let first = CUBE_POS_X as usize * per_cube;
-    let own = PLANE_POS as usize * per_plane;
     let mut index = Array::<u32>::new(1usize);
-    let mut gates = Array::<f32>::new(per_plane);
-    let mut ups = Array::<f32>::new(per_plane);
-    #[unroll]
-    for r in 0..per_plane {
-        gates[r] = 0.0f32;
-        ups[r] = 0.0f32;
-    }
     let pair = CUBE_POS_Y as usize;
     // The shared expert's pair, unless it is a routed one.
     let mut row = pair - pairs as usize;
     let mut place = row * comptime!(s.used + 1) + comptime!(s.used);
     let mut weight = 1.0f32;
-    let within = own < per_cube && first + own < comptime!(s.hidden);
+    let mut expert = 0usize;
     if CUBE_POS_Y < pairs {
         row = pair / comptime!(s.used);
         place = row * comptime!(s.used + 1) + pair % comptime!(s.used);
         weight = weights[pair];
-        index[0] = row as u32;
-        let from = ids[pair] as usize * comptime!(s.hidden) + first + own;
-        if within {
-            dot_rows(gate, x, &tables, from, &index, 0usize, &mut gates, per_plane, 1usize);
-            dot_rows(up, x, &tables, from, &index, 0usize, &mut ups, per_plane, 1usize);
-        }
-    } else {
-        index[0] = row as u32;
-        if within {
-            dot_rows(shared_gate, x, &tables, first + own, &index, 0usize, &mut gates, per_plane, 1usize);
-            dot_rows(shared_up, x, &tables, first + own, &index, 0usize, &mut ups, per_plane, 1usize);
-        }
+        expert = ids[pair] as usize;
     }
-    #[unroll]
-    for r in 0..per_plane {
-        let g = plane_sum(gates[r]);
-        let u = plane_sum(ups[r]);
-        if UNIT_POS_PLANE == 0 && own < per_cube {
-            products[own + r] = swiglu(g, u, s.clamp) * weight;
+    index[0] = row as u32;
+    // Some rows at a time, so that few registers are needed and many planes find room.
+    let rows = comptime!(s.at_once);
+    let mut own = PLANE_POS as usize * per_plane;
+    let end = usize::min(own + per_plane, usize::min(per_cube, comptime!(s.hidden) - first));
+    while own < end {
+        let mut gates = Array::<f32>::new(rows);
+        let mut ups = Array::<f32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            gates[r] = 0.0f32;
+            ups[r] = 0.0f32;
         }
+        let from = expert * comptime!(s.hidden) + first + own;
+        if CUBE_POS_Y < pairs {
+            dot_rows(gate, x, &tables, from, &index, 0usize, &mut gates, rows, 1usize);
+            dot_rows(up, x, &tables, from, &index, 0usize, &mut ups, rows, 1usize);
+        } else {
+            dot_rows(shared_gate, x, &tables, from, &index, 0usize, &mut gates, rows, 1usize);
+            dot_rows(shared_up, x, &tables, from, &index, 0usize, &mut ups, rows, 1usize);
+        }
+        #[unroll]
+        for r in 0..rows {
+            let g = plane_sum(gates[r]);
+            let u = plane_sum(ups[r]);
+            if UNIT_POS_PLANE == 0 {
+                products[own + r] = swiglu(g, u, s.clamp) * weight;
+            }
+        }
+        own += rows;
     }
     sync_cube();
     let k = UNIT_POS as usize;

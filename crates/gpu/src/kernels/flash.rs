@@ -64,6 +64,10 @@ impl FlashShape {
     const fn outputs(&self) -> usize {
         self.width() / self.side / self.planes
     }
+    /// Units that share a row's channels, four each.
+    pub const fn lanes_of_row(&self) -> usize {
+        (self.width() / 4).next_multiple_of(32)
+    }
     /// Bytes of shared memory.
     pub const fn shared_bytes(&self) -> usize {
         (self.side + self.tile) * self.pitch() * 16
@@ -468,7 +472,10 @@ pub fn flash(
     }
 }
 
-/// Joins the splits of a head (x) of a row (y), with the sink; rotated back.
+/// Most splits of a row's attention.
+pub const MOST_SPLITS: usize = 256;
+
+/// Joins the splits of a head (x) of a row (y), with the sink; rotated back. Groups of units take splits in turn.
 #[cube(launch_unchecked)]
 pub fn combine(
     partial: &[Four],
@@ -480,28 +487,52 @@ pub fn combine(
     first_angle: u32,
     splits: u32,
     #[comptime] s: FlashShape,
+    #[comptime] groups: usize,
 ) {
     let head = CUBE_POS_X as usize;
+    let splits = splits as usize;
     let row = (first_row + CUBE_POS_Y) as usize;
-    let first = CUBE_POS_Y as usize * splits as usize * comptime!(s.heads) + head;
+    let first = CUBE_POS_Y as usize * splits * comptime!(s.heads) + head;
     let sink = sinks[head];
+    let mut references = Shared::<[f32]>::new_slice(MOST_SPLITS);
+    let mut weights = Shared::<[f32]>::new_slice(MOST_SPLITS);
+    let mut i = UNIT_POS as usize;
+    while i < splits {
+        references[i] = stats[2 * (first + i * comptime!(s.heads))];
+        weights[i] = stats[2 * (first + i * comptime!(s.heads)) + 1];
+        i += CUBE_DIM as usize;
+    }
+    sync_cube();
     let mut max = sink;
-    for i in 0..splits as usize {
-        max = f32::max(max, stats[2 * (first + i * comptime!(s.heads))]);
+    for i in 0..splits {
+        max = f32::max(max, references[i]);
     }
     let mut total = f32::exp(sink - max);
-    let fours = comptime!(s.width() / 4);
-    let k = UNIT_POS as usize;
-    let valid = k < fours;
+    for i in 0..splits {
+        total += weights[i] * f32::exp(references[i] - max);
+    }
+    let (fours, lanes) = (comptime!(s.width() / 4), comptime!(s.lanes_of_row()));
+    let (k, group) = (UNIT_POS as usize % lanes, UNIT_POS as usize / lanes);
     let own = usize::min(k, fours - 1);
     let mut sum = Four::new(0.0f32);
-    for i in 0..splits as usize {
+    let mut i = group;
+    while i < splits {
         let at = first + i * comptime!(s.heads);
-        let factor = f32::exp(stats[2 * at] - max);
-        total += stats[2 * at + 1] * factor;
-        sum += partial[at * fours + own] * Four::new(factor);
+        sum += partial[at * fours + own] * Four::new(f32::exp(references[i] - max));
+        i += groups;
+    }
+    if comptime!(groups > 1) {
+        let mut sums = Shared::<[Four]>::new_slice(comptime!(groups * s.lanes_of_row()));
+        sums[UNIT_POS as usize] = sum;
+        sync_cube();
+        sum = Four::new(0.0f32);
+        #[unroll]
+        for g in 0..groups {
+            sum += sums[comptime!(g * s.lanes_of_row()) + k];
+        }
     }
     let mut v = sum * Four::new(1.0f32 / total);
+    let valid = k < fours && group == 0;
     if valid && k >= comptime!(s.attend.row.codes() / 4) {
         let at = first_angle as usize
             + row * comptime!(s.attend.row.rotary)

@@ -1,7 +1,7 @@
 //! Embedding, norms and hyper-connections (A.1 to A.3), the draft block's input (A.11).
 
 use super::common::{Real, cube_sum, quantize_four, rms_scale, sigmoid, store_four};
-use super::dot::{Four, Output};
+use super::dot::{Four, Output, dot_four};
 use cubecl::prelude::*;
 
 /// Room for a value of each plane of a cube, whatever the size of planes.
@@ -24,10 +24,12 @@ pub struct Hyper {
     pub controls: usize,
     /// Values of a stored row of it.
     pub input: usize,
-    /// Channels of a cube.
+    /// Channels of a cube of [`hc_control`].
     pub part: usize,
-    /// Units of a cube that handles a row.
-    pub units: usize,
+    /// Rows of it.
+    pub rows: usize,
+    /// Control numbers that a plane of it takes at once.
+    pub block: usize,
     /// Sinkhorn iterations.
     pub sinkhorn: usize,
     /// Epsilon of the norm.
@@ -38,10 +40,21 @@ pub struct Hyper {
 
 impl Hyper {
     /// Cubes along the width.
-    pub fn parts(&self) -> usize {
+    pub const fn parts(&self) -> usize {
         self.d.div_ceil(self.part)
     }
+    /// Sums of a row: control numbers, and products of the streams.
+    pub const fn numbers(&self) -> usize {
+        self.controls + self.n * (self.n + 1) / 2
+    }
+    /// Place of the product of streams `i <= j` among the products.
+    pub const fn pair(&self, i: usize, j: usize) -> usize {
+        i * self.n - i * (i + 1) / 2 + j
+    }
 }
+
+/// Units of a cube that mixes streams, four channels each.
+pub const MIX_UNITS: usize = 256;
 
 /// A.1: every stream of a row starts as its token's embedding.
 #[cube(launch_unchecked)]
@@ -95,136 +108,221 @@ pub fn embed_q8(
     }
 }
 
-/// A.3: joins the sublayer's output into the streams, where `join`; then this cube's share of the products of
-/// the streams with the control matrix, and of their squares: `partial [n, parts, controls + 1]`.
+/// A.3: joins the sublayer's output into the streams of `rows` rows, where `join`; then this cube's share of the
+/// products of the streams with the control matrix, and of the streams with each other:
+/// `partial [n, parts, controls + N (N + 1) / 2]`. From the latter follow the norms of the streams and of any mix of
+/// them, so that mixing needs no sum over the row.
 #[cube(launch_unchecked)]
 pub fn hc_control<E: Float>(
-    streams: &mut [f32],
-    y: &[f32],
+    streams: &mut [Four],
+    y: &[Four],
     mix: &[f32],
-    control: &[Vector<E, Const<2>>],
+    control: &[Vector<E, Const<4>>],
     partial: &mut [f32],
+    end: u32,
     #[comptime] s: Hyper,
     #[comptime] join: bool,
     #[comptime] project: bool,
 ) {
-    let row = CUBE_POS_Y as usize;
-    let n = comptime!(s.n);
-    let pairs = comptime!(s.part / 2);
-    let items = comptime!(n * s.part / 2);
-    let base = CUBE_POS_X as usize * comptime!(s.part);
-    let streams_row = row * comptime!(s.stride);
-    let mut joined = Shared::<[f32]>::new_slice(comptime!(2 * items));
-    let mut item = UNIT_POS as usize;
+    let rows = comptime!(s.rows);
+    let first = CUBE_POS_Y as usize * rows;
+    let end = end as usize;
+    let fours = comptime!(s.part / 4);
+    let items = comptime!(s.n * s.part / 4);
+    let base = CUBE_POS_X as usize * fours;
+    let mut joined = Shared::<[Four]>::new_slice(comptime!(s.n * s.part / 4 * s.rows));
+    let mut at = UNIT_POS as usize;
     // All streams of a channel are replaced at once: read by all units before any writes.
-    while item < items {
-        let j = item / pairs;
-        let k = base + 2 * (item % pairs);
-        if k < comptime!(s.d) {
-            let at = streams_row + j * comptime!(s.d) + k;
-            let mut a = streams[at];
-            let mut b = streams[at + 1];
+    while at < comptime!(s.n * s.part / 4 * s.rows) {
+        let (row, item) = (first + at / items, at % items);
+        let (j, k) = (item / fours, base + item % fours);
+        let mut v = Four::new(0.0f32);
+        if k < comptime!(s.d / 4) && row < end {
+            let from = row * comptime!(s.stride / 4) + k;
             if comptime!(join) {
                 let m = row * comptime!(s.mix_stride);
-                let post = mix[m + j];
-                a = post * y[row * comptime!(s.y_stride) + k];
-                b = post * y[row * comptime!(s.y_stride) + k + 1];
+                v = Four::new(mix[m + j]) * y[row * comptime!(s.y_stride / 4) + k];
                 #[unroll]
-                for i in 0..n {
-                    let c = mix[m + comptime!(n + i * n) + j];
-                    a += c * streams[streams_row + comptime!(i * s.d) + k];
-                    b += c * streams[streams_row + comptime!(i * s.d) + k + 1];
+                for i in 0..comptime!(s.n) {
+                    let c = mix[m + comptime!(s.n + i * s.n) + j];
+                    v += Four::new(c) * streams[from + comptime!(i * s.d / 4)];
                 }
+            } else {
+                v = streams[from + j * comptime!(s.d / 4)];
             }
-            joined[2 * item] = a;
-            joined[2 * item + 1] = b;
-        } else {
-            joined[2 * item] = 0.0f32;
-            joined[2 * item + 1] = 0.0f32;
         }
-        item += CUBE_DIM as usize;
+        joined[at] = v;
+        at += CUBE_DIM as usize;
     }
     sync_cube();
     if comptime!(join) {
-        item = UNIT_POS as usize;
-        while item < items {
-            let k = base + 2 * (item % pairs);
-            if k < comptime!(s.d) {
-                let at = streams_row + item / pairs * comptime!(s.d) + k;
-                streams[at] = joined[2 * item];
-                streams[at + 1] = joined[2 * item + 1];
+        at = UNIT_POS as usize;
+        while at < comptime!(s.n * s.part / 4 * s.rows) {
+            let (row, item) = (first + at / items, at % items);
+            let k = base + item % fours;
+            if k < comptime!(s.d / 4) && row < end {
+                streams[row * comptime!(s.stride / 4) + item / fours * comptime!(s.d / 4) + k] = joined[at];
             }
-            item += CUBE_DIM as usize;
+            at += CUBE_DIM as usize;
         }
     }
     if comptime!(project) {
-        // A plane takes control numbers; the sum of squares is one more.
-        let planes = (CUBE_DIM / PLANE_DIM) as usize;
-        let part = row * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
-        let mut m = PLANE_POS as usize;
-        while m < comptime!(s.controls + 1) {
-            let mut sum = 0.0f32;
-            let mut item = UNIT_POS_PLANE as usize;
-            while item < items {
-                let (a, b) = (joined[2 * item], joined[2 * item + 1]);
-                let k = usize::min(base + 2 * (item % pairs), comptime!(s.d - 2));
-                let mut w = Vector::<f32, Const<2>>::empty();
-                w.insert(0usize, a);
-                w.insert(1usize, b);
-                if m < comptime!(s.controls) {
-                    let at = m * comptime!(s.input / 2) + (item / pairs * comptime!(s.d) + k) / 2;
-                    w = Vector::<f32, Const<2>>::cast_from(control[at]);
+        control_products(&joined, control, partial, base, first, end, s);
+        stream_products(&joined, partial, first, end, s);
+    }
+}
+
+/// Each plane takes `block` control numbers at a time: each weight is read once for all rows, each value once for all
+/// the plane's numbers.
+#[cube]
+fn control_products<E: Float>(
+    joined: &Shared<[Four]>,
+    control: &[Vector<E, Const<4>>],
+    partial: &mut [f32],
+    base: usize,
+    first: usize,
+    end: usize,
+    #[comptime] s: Hyper,
+) {
+    let (rows, block) = (comptime!(s.rows), comptime!(s.block));
+    let (fours, items) = (comptime!(s.part / 4), comptime!(s.n * s.part / 4));
+    let mut m = PLANE_POS as usize * block;
+    while m < comptime!(s.controls) {
+        let mut sums = Array::<f32>::new(comptime!(s.rows * s.block));
+        #[unroll]
+        for i in 0..comptime!(s.rows * s.block) {
+            sums[i] = 0.0f32;
+        }
+        let mut item = UNIT_POS_PLANE as usize;
+        while item < items {
+            // Channels beyond the last are zeros in `joined`.
+            let k = usize::min(base + item % fours, comptime!(s.d / 4 - 1));
+            let at = item / fours * comptime!(s.d / 4) + k;
+            #[unroll]
+            for b in 0..block {
+                let c = usize::min(m + b, comptime!(s.controls - 1));
+                let w = Four::cast_from(control[c * comptime!(s.input / 4) + at]);
+                #[unroll]
+                for r in 0..rows {
+                    sums[comptime!(r * s.block + b)] +=
+                        dot_four(w, joined[item + comptime!(r * s.n * s.part / 4)]);
                 }
-                sum += w.extract(0usize) * a + w.extract(1usize) * b;
-                item += PLANE_DIM as usize;
             }
-            sum = plane_sum(sum);
-            if UNIT_POS_PLANE == 0 {
-                partial[part * comptime!(s.controls + 1) + m] = sum;
+            item += PLANE_DIM as usize;
+        }
+        #[unroll]
+        for r in 0..rows {
+            #[unroll]
+            for b in 0..block {
+                let sum = plane_sum(sums[comptime!(r * s.block + b)]);
+                if UNIT_POS_PLANE == 0 && first + r < end && m + b < comptime!(s.controls) {
+                    let part = (first + r) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+                    partial[part * comptime!(s.numbers()) + m + b] = sum;
+                }
             }
-            m += planes;
+        }
+        m += (CUBE_DIM / PLANE_DIM) as usize * block;
+    }
+}
+
+/// Products of the streams with each other.
+#[cube]
+fn stream_products(
+    joined: &Shared<[Four]>,
+    partial: &mut [f32],
+    first: usize,
+    end: usize,
+    #[comptime] s: Hyper,
+) {
+    let fours = comptime!(s.part / 4);
+    let planes = CUBE_DIM / PLANE_DIM;
+    #[unroll]
+    for i in 0..comptime!(s.n) {
+        #[unroll]
+        for j in i..comptime!(s.n) {
+            // From the last plane on: the first ones have had more control numbers.
+            if (comptime!(s.pair(i, j) as u32) + PLANE_POS + 1) % planes == 0 {
+                #[unroll]
+                for r in 0..comptime!(s.rows) {
+                    let at = comptime!(r * s.n * s.part / 4);
+                    let mut sum = 0.0f32;
+                    let mut k = UNIT_POS_PLANE as usize;
+                    while k < fours {
+                        let a = joined[comptime!(i * s.part / 4) + at + k];
+                        sum += dot_four(a, joined[comptime!(j * s.part / 4) + at + k]);
+                        k += PLANE_DIM as usize;
+                    }
+                    sum = plane_sum(sum);
+                    if UNIT_POS_PLANE == 0 && first + r < end {
+                        let part = (first + r) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+                        partial[part * comptime!(s.numbers()) + comptime!(s.controls + s.pair(i, j))] = sum;
+                    }
+                }
+            }
         }
     }
 }
 
-/// Sums `controls + 1` partial results over the parts, into shared memory.
+/// Sums of the parts of a row's numbers, in shared memory.
 #[cube]
 fn sum_parts(partial: &[f32], row: usize, #[comptime] s: Hyper) -> Shared<[f32]> {
-    let width = comptime!(s.controls + 1);
-    let parts = comptime!(s.d.div_ceil(s.part));
-    let lanes = 8usize;
-    let mut eighths = Shared::<[f32]>::new_slice(comptime!(8 * width));
-    let mut totals = Shared::<[f32]>::new_slice(width);
-    #[unroll]
-    for step in 0..comptime!((8 * width).div_ceil(s.units)) {
-        let i = UNIT_POS as usize + comptime!(step * s.units);
-        if i < comptime!(8 * width) {
-            let mut sum = 0.0f32;
-            let mut p = i % lanes;
-            while p < parts {
-                sum += partial[(row * parts + p) * width + i / lanes];
-                p += lanes;
-            }
-            eighths[i] = sum;
-        }
-    }
-    sync_cube();
-    let mut i = UNIT_POS as usize;
-    while i < width {
+    let (numbers, groups) = (comptime!(s.numbers()), comptime!(MIX_UNITS / s.numbers()));
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(MIX_UNITS / s.numbers() * s.numbers()));
+    let mut totals = Shared::<[f32]>::new_slice(comptime!(s.numbers()));
+    let unit = UNIT_POS as usize;
+    if unit < comptime!(MIX_UNITS / s.numbers() * s.numbers()) {
         let mut sum = 0.0f32;
         #[unroll]
-        for l in 0..8usize {
-            sum += eighths[8 * i + l];
+        for step in 0..comptime!(s.parts().div_ceil(MIX_UNITS / s.numbers())) {
+            let p = unit / numbers + comptime!(step * (MIX_UNITS / s.numbers()));
+            if p < comptime!(s.parts()) {
+                sum += partial[(row * comptime!(s.parts()) + p) * numbers + unit % numbers];
+            }
         }
-        totals[i] = sum;
-        i += CUBE_DIM as usize;
+        sums[unit] = sum;
+    }
+    sync_cube();
+    if unit < numbers {
+        let mut sum = 0.0f32;
+        #[unroll]
+        for g in 0..groups {
+            sum += sums[comptime!(g * s.numbers()) + unit];
+        }
+        totals[unit] = sum;
     }
     sync_cube();
     totals
 }
 
-/// A.3 and A.2: cubes with y = 0 mix the streams into the normed input of the sublayer, those with y = 1 compute
-/// post and comb.
+/// `1 / rms` of a row's streams together.
+#[cube]
+fn streams_scale(totals: &Shared<[f32]>, #[comptime] s: Hyper) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..comptime!(s.n) {
+        sum += totals[comptime!(s.controls + s.pair(i, i))];
+    }
+    rms_scale(sum, comptime!(s.n * s.d), s.norm_eps)
+}
+
+/// `1 / rms` of a mix of the streams.
+#[cube]
+fn mix_scale(totals: &Shared<[f32]>, pre: &Array<f32>, #[comptime] s: Hyper) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..comptime!(s.n) {
+        #[unroll]
+        for j in i..comptime!(s.n) {
+            let twice = comptime!(if i == j { 1.0f32 } else { 2.0f32 });
+            sum += twice * pre[i] * pre[j] * totals[comptime!(s.controls + s.pair(i, j))];
+        }
+    }
+    // Rounding could leave less than nothing.
+    rms_scale(f32::max(sum, 0.0f32), comptime!(s.d), s.norm_eps)
+}
+
+/// A.3 and A.2: each cube mixes a part of a row's streams into the normed input of the sublayer; the last along y
+/// computes post and comb.
 #[cube(launch_unchecked)]
 pub fn hc_mix(
     streams: &[Four],
@@ -236,58 +334,29 @@ pub fn hc_mix(
     #[comptime] s: Hyper,
 ) {
     let row = CUBE_POS_X as usize;
-    let n = comptime!(s.n);
-    let totals = sum_parts(partial, row, s);
-    let r = rms_scale(totals[comptime!(s.controls)], comptime!(s.n * s.d), s.norm_eps);
-    if CUBE_POS_Y == 0 {
-        let mut pre = Array::<f32>::new(n);
-        #[unroll]
-        for i in 0..n {
-            pre[i] = sigmoid(totals[i] * r * control[0] + control[comptime!(3 + i)]) + comptime!(s.eps.get());
-        }
-        mix_and_norm(streams, row, &pre, norm, &mut x, s);
-    } else if UNIT_POS == 0 {
-        sinkhorn(&totals, r, control, row, mix, s);
+    let k = CUBE_POS_Y as usize * MIX_UNITS + UNIT_POS as usize;
+    let own = usize::min(k, comptime!(s.d / 4 - 1));
+    // On their way while the sums are made.
+    let mut held = Array::<Four>::new(comptime!(s.n));
+    #[unroll]
+    for i in 0..comptime!(s.n) {
+        held[i] = streams[row * comptime!(s.stride / 4) + comptime!(i * s.d / 4) + own];
     }
-}
-
-/// `norm(sum_i pre[i] * stream[i])`.
-#[cube]
-fn mix_and_norm(
-    streams: &[Four],
-    row: usize,
-    pre: &Array<f32>,
-    norm: &[Four],
-    x: &mut Output,
-    #[comptime] s: Hyper,
-) {
-    let fours = comptime!(s.d / 4);
-    let mut u = Shared::<[Four]>::new_slice(fours);
-    let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
-    let mut sum = 0.0f32;
-    let mut k = UNIT_POS as usize;
-    while k < fours {
+    let totals = sum_parts(partial, row, s);
+    let r = streams_scale(&totals, s);
+    if CUBE_POS_Y < CUBE_COUNT_Y - 1 {
+        let mut pre = Array::<f32>::new(comptime!(s.n));
         let mut v = Four::new(0.0f32);
         #[unroll]
         for i in 0..comptime!(s.n) {
-            v += Four::new(pre[i]) * streams[row * comptime!(s.stride / 4) + comptime!(i * s.d / 4) + k];
+            pre[i] = sigmoid(totals[i] * r * control[0] + control[comptime!(3 + i)]) + comptime!(s.eps.get());
+            v += Four::new(pre[i]) * held[i];
         }
-        u[k] = v;
-        sum += v.extract(0usize) * v.extract(0usize)
-            + v.extract(1usize) * v.extract(1usize)
-            + v.extract(2usize) * v.extract(2usize)
-            + v.extract(3usize) * v.extract(3usize);
-        k += CUBE_DIM as usize;
-    }
-    let scale = rms_scale(cube_sum(sum, &mut scratch), comptime!(s.d), s.norm_eps);
-    for step in 0..(fours + CUBE_DIM as usize - 1) / CUBE_DIM as usize {
-        let k = step * CUBE_DIM as usize + UNIT_POS as usize;
-        let valid = k < fours;
-        let mut v = Four::new(0.0f32);
-        if valid {
-            v = norm[k] * (u[k] * Four::new(scale));
-        }
-        store_four(x, row, k, v, valid);
+        v = norm[own] * (v * Four::new(mix_scale(&totals, &pre, s)));
+        let valid = k < comptime!(s.d / 4);
+        store_four(&mut x, row, k, select(valid, v, Four::new(0.0f32)), valid);
+    } else if UNIT_POS == 0 {
+        sinkhorn(&totals, r, control, row, mix, s);
     }
 }
 
@@ -373,7 +442,7 @@ fn columns(c: &mut Array<f32>, #[comptime] n: usize, eps: f32) {
     }
 }
 
-/// A.3: the head's mix of the streams.
+/// A.3: the head's mix of a row's streams; parts of the row along y.
 #[cube(launch_unchecked)]
 pub fn hc_head(
     streams: &[Four],
@@ -385,9 +454,9 @@ pub fn hc_head(
 ) {
     let row = CUBE_POS_X as usize;
     let totals = sum_parts(partial, row, s);
-    let r = rms_scale(totals[comptime!(s.controls)], comptime!(s.n * s.d), s.norm_eps);
-    let mut k = UNIT_POS as usize;
-    while k < comptime!(s.d / 4) {
+    let r = streams_scale(&totals, s);
+    let k = CUBE_POS_Y as usize * MIX_UNITS + UNIT_POS as usize;
+    if k < comptime!(s.d / 4) {
         let mut v = Four::new(0.0f32);
         #[unroll]
         for i in 0..comptime!(s.n) {
@@ -396,7 +465,6 @@ pub fn hc_head(
             v += Four::new(pre) * streams[row * comptime!(s.stride / 4) + comptime!(i * s.d / 4) + k];
         }
         z[row * comptime!(z_stride / 4) + k] = v;
-        k += CUBE_DIM as usize;
     }
 }
 

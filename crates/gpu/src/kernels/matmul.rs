@@ -1,9 +1,8 @@
 //! Products with many rows, on the matrix units: f16 tiles, sums in f32.
 //!
-//! A cube multiplies a tile of rows of activations with a tile of rows of weights, 32 values of depth at a time.
-//! Both come into shared memory as f16, the weights decoded on the way in: once for all the rows of the tile.
-//! While the matrix units work on one slice, the next is on its way into registers. What a row's result is does not
-//! depend on the other rows of the tile.
+//! A cube multiplies a tile of rows of activations with a tile of rows of weights, a slice of 32 or 64 values of depth
+//! at a time. Both come into shared memory as f16, the weights decoded on the way in: once for all the rows of the tile.
+//! While the matrix units work on one slice, the next is decoded, and the one after it on its way into registers. What a row's result is does not depend on the other rows of the tile, nor on the tile's size.
 
 use super::common::Real;
 use super::dot::{Eight, Four, Quad, Weights, eight_signs};
@@ -12,15 +11,8 @@ use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
 
-/// Depth of a slice.
-pub const DEPTH: usize = 32;
-/// Eights of f16 from row to row of a tile in shared memory: one more than a slice, so that rows start in different
-/// banks.
-const PITCH: usize = 5;
-/// Rows of weights in a tile; two units load a row of a slice.
-pub const COLUMNS: usize = 128;
 /// Units of a cube.
-pub const UNITS: usize = 256;
+pub const UNITS: usize = 128;
 
 type Two = Vector<f16, Const<2>>;
 
@@ -31,13 +23,15 @@ pub struct Tiling {
     pub side: usize,
     /// Rows of activations in a tile.
     pub rows: usize,
+    /// Rows of weights in a tile: one or two for each unit to load.
+    pub columns: usize,
+    /// Depth of a slice.
+    pub depth: usize,
     /// Planes along the rows.
     pub planes_m: usize,
     /// Planes along the columns.
     pub planes_n: usize,
-    /// Units of a plane.
-    pub plane: usize,
-    /// Slices in shared memory at once: with two, one is written while the other is read.
+    /// Slices in shared memory at once: of two, one is decoded while the other is multiplied.
     pub buffers: usize,
 }
 
@@ -48,8 +42,39 @@ impl Tiling {
     }
     /// Tiles of a plane along the columns.
     pub const fn n(&self) -> usize {
-        COLUMNS / self.planes_n / self.side
+        self.columns / self.planes_n / self.side
     }
+    /// Eights of f16 from row to row of a tile in shared memory: one more than a slice has, so that rows start in
+    /// different banks.
+    const fn pitch(&self) -> usize {
+        self.depth / 8 + 1
+    }
+    /// Eights of activations that a unit loads.
+    const fn eights(&self) -> usize {
+        (self.rows * self.depth / 8).div_ceil(UNITS)
+    }
+    /// Chunks of 16 weights to decode after step `k` of a slice: all by the last, none before the middle.
+    const fn chunks_after(&self, k: usize) -> (usize, usize) {
+        let (steps, chunks) = (self.depth / self.side, self.depth / 16);
+        let (half, late) = (steps / 2, if k >= steps / 2 { k - steps / 2 } else { return (0, 0) });
+        (late * chunks / (steps - half), (late + 1) * chunks / (steps - half))
+    }
+    /// Rows of activations from one eight of a unit to its next.
+    const fn row_step(&self) -> usize {
+        8 * UNITS / self.depth
+    }
+    /// Bytes of shared memory, with the largest table and what experts lay side by side.
+    pub const fn shared_bytes(&self) -> usize {
+        self.buffers * (self.rows + self.columns) * self.pitch() * 16
+            + 256 * 16
+            + 2 * self.side * self.side * 4 * self.planes_m * self.planes_n
+    }
+}
+
+/// Shared memory that the products of experts need at the least.
+pub const fn least_shared_bytes(side: usize) -> usize {
+    Tiling { side, rows: 64, columns: 2 * UNITS, depth: 32, planes_m: 1, planes_n: 4, buffers: 1 }
+        .shared_bytes()
 }
 
 /// The grid of IQ2_XXS in f16: eight magnitudes of a code.
@@ -74,75 +99,77 @@ impl HalfTables {
     }
 }
 
-/// Quads that hold sixteen weights.
-const fn quads_of(format: Format) -> usize {
-    match format {
-        Format::F32 => 4,
-        Format::F16 => 2,
-        _ => 1,
+/// Part of a row of weights as it is stored: a slice of depth.
+#[derive(CubeType)]
+struct Stored {
+    quads: Array<Quad>,
+    /// Scales, or scale and minimum of a block.
+    scales: Array<f32>,
+    /// Scales within the block.
+    sub: Array<u32>,
+}
+
+/// Quads of a slice.
+const fn quads_of(format: Format, depth: usize) -> usize {
+    depth.div_ceil(format.unit())
+}
+
+#[cube]
+impl Stored {
+    fn new(#[comptime] format: Format, #[comptime] depth: usize) -> Stored {
+        Stored {
+            quads: Array::<Quad>::new(comptime!(quads_of(format, depth))),
+            scales: Array::<f32>::new(2usize),
+            sub: Array::<u32>::new(2usize),
+        }
     }
 }
 
-/// Loads half `half` of slice `slice` of row `row` as it is stored: quants, and scale and minimum.
+/// Loads slice `slice` of row `row`. Depth beyond the end of the row is zeros.
 #[cube]
-fn fetch(
-    w: &Weights,
-    row: usize,
-    slice: usize,
-    half: usize,
-    quads: &mut Array<Quad>,
-    scales: &mut Array<f32>,
-) {
+fn fetch(w: &Weights, row: usize, slice: usize, to: &mut Stored, #[comptime] depth: usize) {
     let units = comptime!(w.input / w.format.unit());
-    let start = row * units;
+    let count = comptime!(quads_of(w.format, depth));
+    let first = slice * comptime!(depth) / comptime!(w.format.unit());
+    #[unroll]
+    for i in 0..count {
+        let at = first + i;
+        let end = comptime!(units - 1);
+        let quad = if comptime!(w.format == Format::F16) {
+            Quad::reinterpret(w.halves.index(0usize)[row * units + usize::min(at, end)])
+        } else {
+            w.quants.index(0usize)[row * units + usize::min(at, end)]
+        };
+        to.quads[i] =
+            if comptime!(w.input % depth == 0) { quad } else { select(at < units, quad, Quad::new(0u32)) };
+    }
     match comptime!(w.format) {
-        Format::F32 => {
-            #[unroll]
-            for i in 0..4usize {
-                // Rows may end within a slice.
-                let at = 8 * slice + 4 * half + i;
-                let inside = at < units;
-                let quad = w.quants.index(0usize)[start + usize::min(at, units - 1)];
-                quads[i] = select(inside, quad, Quad::new(0u32));
-            }
-        }
-        Format::F16 =>
+        Format::F32 | Format::F16 => {}
+        Format::Q8 =>
         {
             #[unroll]
-            for i in 0..2usize {
-                let at = 4 * slice + 2 * half + i;
-                let inside = at < units;
-                let quad = Quad::reinterpret(w.halves.index(0usize)[start + usize::min(at, units - 1)]);
-                quads[i] = select(inside, quad, Quad::new(0u32));
+            for i in 0..comptime!(depth / 32) {
+                let at = usize::min(slice * comptime!(depth / 32) + i, comptime!(units / 2 - 1));
+                to.scales[i] = f32::cast_from(w.scales.index(0usize)[row * comptime!(units / 2) + at]);
             }
         }
-        Format::Q8 => {
-            quads[0] = w.quants.index(0usize)[start + 2 * slice + half];
-            scales[0] = f32::cast_from(w.scales.index(0usize)[row * comptime!(units / 2) + slice]);
-        }
         Format::Iq2 => {
-            quads[0] = w.quants.index(0usize)[start + slice / 2];
-            scales[0] = f32::cast_from(w.scales.index(0usize)[row * comptime!(units / 4) + slice / 8]);
+            let block = row * comptime!(units / 4) + first / 4;
+            to.scales[0] = f32::cast_from(w.scales.index(0usize)[block]);
         }
         Format::Q2K => {
-            let (block, part) = (slice / 8, slice % 8);
-            quads[0] = w.quants.index(0usize)[start + 4 * block + 2 * (part / 4) + half];
-            let at = row * comptime!(units / 4) + block;
-            // Sub-block 8 * (part / 4) + 2 * (part % 4) + half.
-            let sub = 8 * (part / 4) + 2 * (part % 4) + half;
-            let s = w.sub.index(0usize)[4 * at + sub / 4] >> (8 * (sub % 4)) as u32;
-            scales[0] = f32::cast_from(w.scales.index(0usize)[2 * at]) * f32::cast_from(s & 15);
-            scales[1] = f32::cast_from(w.scales.index(0usize)[2 * at + 1]) * f32::cast_from((s >> 4) & 15);
+            let block = row * comptime!(units / 4) + first / 4;
+            to.scales[0] = f32::cast_from(w.scales.index(0usize)[2 * block]);
+            to.scales[1] = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
+            to.sub[0] = w.sub.index(0usize)[row * units + first];
         }
         Format::Q4K => {
-            let (block, group) = (slice / 8, slice % 8);
-            quads[0] = w.quants.index(0usize)[start + 8 * block + 2 * (group / 2) + half];
-            let at = row * comptime!(units / 8) + block;
-            let shift = (8 * (group % 4)) as u32;
-            let s = w.sub.index(0usize)[4 * at + group / 4] >> shift;
-            let m = w.sub.index(0usize)[4 * at + 2 + group / 4] >> shift;
-            scales[0] = f32::cast_from(w.scales.index(0usize)[2 * at]) * f32::cast_from(s & 255);
-            scales[1] = f32::cast_from(w.scales.index(0usize)[2 * at + 1]) * f32::cast_from(m & 255);
+            let block = row * comptime!(units / 8) + first / 8;
+            to.scales[0] = f32::cast_from(w.scales.index(0usize)[2 * block]);
+            to.scales[1] = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
+            let (word, shift) = (4 * block + first / 4 % 2, (8 * (first % 4)) as u32);
+            to.sub[0] = w.sub.index(0usize)[word] >> shift;
+            to.sub[1] = w.sub.index(0usize)[word + 2] >> shift;
         }
     }
 }
@@ -158,16 +185,24 @@ fn two_of(word: u32) -> Two {
     Two::reinterpret(word)
 }
 
-/// Four unsigned bytes as f16, minus `offset`, times `scale`, minus `low`: two words.
+/// Sixteen unsigned bytes as f16, minus `offset`, times `scale`, minus `low`: two quads.
 #[cube]
-fn bytes_to_half(bytes: u32, offset: Two, scale: Two, low: Two) -> Vector<u32, Const<2>> {
-    // 0x6400 is 1024, whose last bits are ones.
-    let a = (bytes & 0xff) | ((bytes & 0xff00) << 8) | 0x6400_6400;
-    let b = ((bytes >> 16) & 0xff) | ((bytes >> 8) & 0x00ff_0000) | 0x6400_6400;
-    let mut out = Vector::<u32, Const<2>>::empty();
-    out.insert(0usize, word_of((two_of(a) - offset) * scale - low));
-    out.insert(1usize, word_of((two_of(b) - offset) * scale - low));
-    out
+fn bytes_to_half(bytes: Quad, #[comptime] offset: f32, scale: Two, low: Two, out: &mut Array<Quad>) {
+    let offset = pair_of(comptime!(offset));
+    #[unroll]
+    for i in 0..2usize {
+        let mut q = Quad::empty();
+        #[unroll]
+        for j in 0..2usize {
+            let four = bytes.extract(comptime!(2 * i + j));
+            // 0x6400 is 1024, whose last bits are ones.
+            let a = (four & 0xff) | ((four & 0xff00) << 8) | 0x6400_6400;
+            let b = ((four >> 16) & 0xff) | ((four >> 8) & 0x00ff_0000) | 0x6400_6400;
+            q.insert(comptime!(2 * j), word_of((two_of(a) - offset) * scale - low));
+            q.insert(comptime!(2 * j + 1), word_of((two_of(b) - offset) * scale - low));
+        }
+        out[i] = q;
+    }
 }
 
 /// Two f32 as f16.
@@ -184,24 +219,26 @@ fn pair_of(value: f32) -> Two {
     Two::new(f16::cast_from(value))
 }
 
-/// Sixteen weights as f16: two quads.
+/// Weights `16 * chunk ..` of a slice as f16, two quads; of the second half of a quad where that is `odd`.
 #[cube]
 fn decode(
-    quads: &Array<Quad>,
-    scales: &Array<f32>,
+    from: &Stored,
     tables: &HalfTables,
-    slice: usize,
-    half: usize,
+    odd: bool,
+    #[comptime] chunk: usize,
     #[comptime] format: Format,
+    #[comptime] depth: usize,
 ) -> Array<Quad> {
     let mut out = Array::<Quad>::new(2usize);
+    // Whether slices are halves of a quad.
+    let halves = comptime!(depth < format.unit());
     match comptime!(format) {
         Format::F32 =>
         {
             #[unroll]
             for i in 0..2usize {
-                let a = Four::reinterpret(quads[comptime!(2 * i)]);
-                let b = Four::reinterpret(quads[comptime!(2 * i + 1)]);
+                let a = Four::reinterpret(from.quads[comptime!(4 * chunk + 2 * i)]);
+                let b = Four::reinterpret(from.quads[comptime!(4 * chunk + 2 * i + 1)]);
                 let mut q = Quad::empty();
                 q.insert(0usize, pair(a.extract(0usize), a.extract(1usize)));
                 q.insert(1usize, pair(a.extract(2usize), a.extract(3usize)));
@@ -211,60 +248,82 @@ fn decode(
             }
         }
         Format::F16 => {
-            out[0] = quads[0];
-            out[1] = quads[1];
+            out[0] = from.quads[comptime!(2 * chunk)];
+            out[1] = from.quads[comptime!(2 * chunk + 1)];
         }
         Format::Iq2 => {
-            // The slice's group of the quad: codes, then signs and scale; this half has two of its four codes.
-            let odd = slice % 2 == 1;
-            let quad = quads[0];
-            let codes = select(odd, quad.extract(2usize), quad.extract(0usize)) >> (16 * half) as u32;
-            let aux = select(odd, quad.extract(3usize), quad.extract(1usize));
-            let scale = pair_of(scales[0] * 0.125f32 * f32::cast_from(2 * (aux >> 28) + 1));
-            let seven = aux >> (14 * half) as u32;
+            // Codes of four eights, then their signs and a scale; twice in a quad.
+            let quad = from.quads[0];
+            let group = comptime!(chunk / 2);
+            let mut codes = quad.extract(comptime!(2 * group));
+            let mut aux = quad.extract(comptime!(2 * group + 1));
+            if comptime!(halves) {
+                codes = select(odd, quad.extract(2usize), codes);
+                aux = select(odd, quad.extract(3usize), aux);
+            }
+            let scale = pair_of(from.scales[0] * 0.125f32 * f32::cast_from(2 * (aux >> 28) + 1));
             #[unroll]
             for i in 0..2usize {
-                let magnitude = tables.grid[((codes >> comptime!(8 * i as u32)) & 255) as usize];
-                let signs = eight_signs(seven >> comptime!(7 * i as u32));
+                let eight = comptime!(2 * (chunk % 2) as u32 + i as u32);
+                let magnitude = tables.grid[((codes >> comptime!(8 * eight)) & 255) as usize];
+                // Two copies of the signs, so that one shift brings two of them to the tops of two halves.
+                let signs = eight_signs(aux >> comptime!(7 * eight)) * 0x8001;
                 let mut q = Quad::empty();
                 #[unroll]
                 for j in 0..4usize {
-                    // Two sign bits to the tops of two halves.
-                    let flip = ((signs << comptime!(15 - 2 * j as u32)) & 0x8000)
-                        | ((signs << comptime!(30 - 2 * j as u32)) & 0x8000_0000);
+                    let flip = (signs << comptime!(15 - 2 * j as u32)) & 0x8000_8000;
                     q.insert(j, word_of(two_of(magnitude.extract(j) ^ flip) * scale));
                 }
                 out[i] = q;
             }
         }
-        _ => {
-            let scale = pair_of(scales[0]);
-            let low = pair_of(scales[1]);
-            let offset = pair_of(comptime!(if format == Format::Q8 { 1152.0f32 } else { 1024.0f32 }));
-            let mut bytes = quads[0];
-            if comptime!(format == Format::Q8) {
-                bytes = bytes ^ Quad::new(0x8080_8080u32);
+        Format::Q8 => {
+            let scale = pair_of(from.scales[comptime!(chunk / 2)]);
+            let bytes = from.quads[chunk] ^ Quad::new(0x8080_8080u32);
+            let none = pair_of(0.0f32);
+            bytes_to_half(bytes, comptime!(1152.0f32), scale, none, &mut out);
+        }
+        Format::Q2K => {
+            let mut shift = comptime!(2 * chunk as u32).runtime();
+            if comptime!(halves) {
+                shift += select(odd, 4u32, 0u32);
             }
-            if comptime!(format == Format::Q2K) {
-                bytes = (bytes >> Quad::new((2 * (slice % 4)) as u32)) & Quad::new(0x0303_0303u32);
-            }
-            if comptime!(format == Format::Q4K) {
-                bytes = (bytes >> Quad::new((4 * (slice % 2)) as u32)) & Quad::new(0x0f0f_0f0fu32);
-            }
-            #[unroll]
-            for i in 0..2usize {
-                let a = bytes_to_half(bytes.extract(comptime!(2 * i)), offset, scale, low);
-                let b = bytes_to_half(bytes.extract(comptime!(2 * i + 1)), offset, scale, low);
-                let mut q = Quad::empty();
-                q.insert(0usize, a.extract(0usize));
-                q.insert(1usize, a.extract(1usize));
-                q.insert(2usize, b.extract(0usize));
-                q.insert(3usize, b.extract(1usize));
-                out[i] = q;
-            }
+            let sub = from.sub[0] >> (4 * shift);
+            let scale = pair_of(from.scales[0] * f32::cast_from(sub & 15));
+            let low = pair_of(from.scales[1] * f32::cast_from((sub >> 4) & 15));
+            let bytes = (from.quads[0] >> Quad::new(shift)) & Quad::new(0x0303_0303u32);
+            bytes_to_half(bytes, comptime!(1024.0f32), scale, low, &mut out);
+        }
+        Format::Q4K => {
+            let group = comptime!(chunk as u32 / 2);
+            let scale = pair_of(from.scales[0] * f32::cast_from((from.sub[0] >> comptime!(8 * group)) & 255));
+            let low = pair_of(from.scales[1] * f32::cast_from((from.sub[1] >> comptime!(8 * group)) & 255));
+            let bytes = (from.quads[comptime!(chunk / 2)] >> Quad::new(comptime!(4 * (chunk as u32 % 2))))
+                & Quad::new(0x0f0f_0f0fu32);
+            bytes_to_half(bytes, comptime!(1024.0f32), scale, low, &mut out);
         }
     }
     out
+}
+
+/// Decodes chunks `first..end` of 16 weights of a slice of a row into shared memory.
+#[cube]
+fn store_weights(
+    from: &Stored,
+    tables: &HalfTables,
+    odd: bool,
+    b: &mut Shared<[Eight]>,
+    at: usize,
+    #[comptime] chunks: (usize, usize),
+    #[comptime] format: Format,
+    #[comptime] depth: usize,
+) {
+    #[unroll]
+    for chunk in comptime!(chunks.0)..comptime!(chunks.1) {
+        let decoded = decode(from, tables, odd, chunk, format, depth);
+        b[at + comptime!(2 * chunk)] = Eight::reinterpret(decoded[0]);
+        b[at + comptime!(2 * chunk + 1)] = Eight::reinterpret(decoded[1]);
+    }
 }
 
 /// Sums of a plane's tiles.
@@ -295,120 +354,233 @@ fn tile_at(
     #[comptime] end: usize,
     #[comptime] ident: cmma::MatrixIdent,
     #[comptime] layout: cmma::MatrixLayout,
-    #[comptime] side: usize,
+    #[comptime] t: Tiling,
 ) -> cmma::Matrix<f16> {
     // SAFETY: it is filled before it is used.
-    let mut tile = unsafe { cmma::Matrix::<f16>::uninitialized(ident, side, side, side, layout) };
-    cmma::load(&mut tile, &shared[at..end], comptime!(8 * PITCH as u32));
+    let mut tile = unsafe { cmma::Matrix::<f16>::uninitialized(ident, t.side, t.side, t.side, layout) };
+    cmma::load(&mut tile, &shared[at..end], comptime!(8 * t.pitch() as u32));
     tile
 }
 
-/// One slice: the products of the tiles in shared memory, added to this plane's sums.
+/// Row of activations of a plane's tile `i`, within the cube's.
 #[cube]
-fn multiply(a: &Shared<[Eight]>, b: &Shared<[Eight]>, buffer: usize, sums: &Sums, #[comptime] t: Tiling) {
-    let (base_a, base_b) = (buffer * comptime!(t.rows * PITCH), buffer * comptime!(COLUMNS * PITCH));
-    let plane = PLANE_POS as usize;
-    let first_row = (plane / comptime!(t.planes_n)) * comptime!(t.rows / t.planes_m);
-    let first_column = (plane % comptime!(t.planes_n)) * comptime!(COLUMNS / t.planes_n);
+fn row_of(#[comptime] i: usize, #[comptime] t: Tiling) -> usize {
+    (PLANE_POS as usize / comptime!(t.planes_n)) * comptime!(t.rows / t.planes_m) + comptime!(i * t.side)
+}
+
+/// Row of weights of a plane's tile `j`, within the cube's. Of a pair of matrices, whose rows are the halves of the
+/// cube's tile, every plane has as many of the first as of the second.
+#[cube]
+fn column_of(#[comptime] j: usize, #[comptime] t: Tiling, #[comptime] pair: bool) -> usize {
+    let plane = PLANE_POS as usize % comptime!(t.planes_n);
+    if comptime!(pair) {
+        let half = comptime!(t.n() / 2);
+        plane * comptime!(t.columns / 2 / t.planes_n)
+            + comptime!(j / half * (t.columns / 2) + j % half * t.side)
+    } else {
+        plane * comptime!(t.columns / t.planes_n) + comptime!(j * t.side)
+    }
+}
+
+/// Step `k` of a slice in shared memory: the products of tiles of the matrix units' depth, added to this plane's sums.
+#[cube]
+fn multiply(
+    a: &Shared<[Eight]>,
+    b: &Shared<[Eight]>,
+    buffer: usize,
+    sums: &Sums,
+    #[comptime] k: usize,
+    #[comptime] t: Tiling,
+    #[comptime] pair: bool,
+) {
+    let (base_a, base_b) =
+        (buffer * comptime!(t.rows * t.pitch()), buffer * comptime!(t.columns * t.pitch()));
+    let mut left = Sequence::<cmma::Matrix<f16>>::new();
     #[unroll]
-    for k in 0..comptime!(DEPTH / t.side) {
-        let mut left = Sequence::<cmma::Matrix<f16>>::new();
+    for i in 0..comptime!(t.m()) {
+        left.push(tile_at(
+            a,
+            base_a + row_of(i, t) * comptime!(t.pitch()) + comptime!(k * t.side / 8),
+            comptime!(t.buffers * t.rows * t.pitch()),
+            cmma::MatrixIdent::A,
+            cmma::MatrixLayout::RowMajor,
+            t,
+        ));
+    }
+    #[unroll]
+    for j in 0..comptime!(t.n()) {
+        let right = tile_at(
+            b,
+            base_b + column_of(j, t, pair) * comptime!(t.pitch()) + comptime!(k * t.side / 8),
+            comptime!(t.buffers * t.columns * t.pitch()),
+            cmma::MatrixIdent::B,
+            cmma::MatrixLayout::ColMajor,
+            t,
+        );
         #[unroll]
         for i in 0..comptime!(t.m()) {
-            let at = base_a + (first_row + comptime!(i * t.side)) * PITCH + comptime!(k * t.side / 8);
-            left.push(tile_at(
-                a,
-                at,
-                comptime!(t.buffers * t.rows * PITCH),
-                cmma::MatrixIdent::A,
-                cmma::MatrixLayout::RowMajor,
-                t.side,
-            ));
-        }
-        #[unroll]
-        for j in 0..comptime!(t.n()) {
-            let at = base_b + (first_column + comptime!(j * t.side)) * PITCH + comptime!(k * t.side / 8);
-            let right = tile_at(
-                b,
-                at,
-                comptime!(t.buffers * COLUMNS * PITCH),
-                cmma::MatrixIdent::B,
-                cmma::MatrixLayout::ColMajor,
-                t.side,
-            );
-            #[unroll]
-            for i in 0..comptime!(t.m()) {
-                let sum = sums.index(comptime!(i * t.n() + j));
-                cmma::execute(left.index(i), &right, sum, sum);
-            }
+            let sum = sums.index(comptime!(i * t.n() + j));
+            cmma::execute(left.index(i), &right, sum, sum);
         }
     }
 }
 
-/// Sixteen activations of a row: half `at` of its slices.
+/// Row of activations, within the cube's tile, of this unit's eight `i`.
 #[cube]
-fn fetch_input(x: &[Eight], start: usize, at: usize, v: &mut Array<Eight>) {
-    v[0] = x[start + 2 * at];
-    v[1] = x[start + 2 * at + 1];
+fn input_row(#[comptime] i: usize, #[comptime] t: Tiling) -> usize {
+    UNIT_POS as usize / comptime!(t.depth / 8) + comptime!(i * t.row_step())
 }
 
-#[cube]
-fn store_input(v: &Array<Eight>, a: &mut Shared<[Eight]>, at: usize) {
-    a[at] = v[0];
-    a[at + 1] = v[1];
-}
-
-#[cube]
-fn store_weights(v: &Array<Quad>, b: &mut Shared<[Eight]>, at: usize) {
-    #[unroll]
-    for i in 0..2usize {
-        b[at + i] = Eight::reinterpret(v[i]);
-    }
-}
-
-/// The product of a tile of activations and one of weights: this plane's sums. Two units load a line of both tiles:
-/// activations from the `start`th eight of `x` on (lines beyond the tile's rows load none), weights of row `weight_row`.
+/// The product of a tile of activations and one of weights: this plane's sums. Row `input_row(i)` of the activations
+/// begins at eight `starts[i]` of `x`; `first_row` and `second_row` are the rows of weights that this unit loads: of
+/// `first` and, where there are two for each unit, of `second`.
 #[cube]
 fn product(
     x: &[Eight],
-    start: usize,
-    w: &Weights,
-    weight_row: usize,
+    starts: &Array<usize>,
+    first: &Weights,
+    first_row: usize,
+    second: &Weights,
+    second_row: usize,
     words: &[Quad],
     #[comptime] t: Tiling,
+    #[comptime] pair: bool,
 ) -> Sums {
-    let tables = HalfTables::load(words, comptime!(w.format == Format::Iq2));
-    let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * PITCH));
-    let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * COLUMNS * PITCH));
-    let unit = UNIT_POS as usize;
-    let (line, half) = (unit / 2, unit % 2);
-    let loads = line < comptime!(t.rows);
+    let iq2 = comptime!(first.format == Format::Iq2 || second.format == Format::Iq2);
+    let tables = HalfTables::load(words, iq2);
+    let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * t.pitch()));
+    let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.columns * t.pitch()));
     let sums = zero_sums(t);
-    let slices = comptime!(w.input.div_ceil(DEPTH));
-    let mut raw = Array::<Quad>::new(comptime!(quads_of(w.format)));
-    let mut scales = Array::<f32>::new(2usize);
-    let mut input = Array::<Eight>::new(2usize);
-    fetch(w, weight_row, 0usize, half, &mut raw, &mut scales);
-    fetch_input(x, start, half, &mut input);
-    for slice in 0..slices {
-        let buffer = slice % comptime!(t.buffers);
-        // With two buffers, all have read this one before the barrier of the slice before.
-        if comptime!(t.buffers == 1) {
+    let slices = comptime!(first.input.div_ceil(t.depth));
+    let mut one = Stored::new(comptime!(first.format), comptime!(t.depth));
+    let mut other = Stored::new(comptime!(second.format), comptime!(t.depth));
+    let mut input = Array::<Eight>::new(comptime!(t.eights()));
+    fetch_slice(x, starts, first, first_row, second, second_row, 0usize, &mut one, &mut other, &mut input, t);
+    let (formats, steps) = (comptime!((first.format, second.format)), comptime!(t.depth / t.side));
+    if comptime!(t.buffers == 2) {
+        store_input(&input, &mut a, 0usize, t);
+        store_chunks(&one, &other, &tables, 0usize, &mut b, 0usize, comptime!((0, t.depth / 16)), formats, t);
+        let next = comptime!(usize::min(1, slices - 1)).runtime();
+        fetch_slice(
+            x, starts, first, first_row, second, second_row, next, &mut one, &mut other, &mut input, t,
+        );
+        sync_cube();
+        for slice in 0..slices {
+            let (buffer, free) = (slice % 2, (slice + 1) % 2);
+            // What was fetched during the slice before is decoded in the second half of the steps, between the
+            // products: the matrix units go on meanwhile.
+            #[unroll]
+            for k in 0..steps {
+                multiply(&a, &b, buffer, &sums, k, t, pair);
+                let chunks = comptime!(t.chunks_after(k));
+                if comptime!(chunks.0 < chunks.1) {
+                    if comptime!(chunks.0 == 0) {
+                        store_input(&input, &mut a, free, t);
+                    }
+                    store_chunks(&one, &other, &tables, slice + 1, &mut b, free, chunks, formats, t);
+                }
+            }
+            let next = usize::min(slice + 2, comptime!(slices - 1));
+            fetch_slice(
+                x, starts, first, first_row, second, second_row, next, &mut one, &mut other, &mut input, t,
+            );
             sync_cube();
         }
-        let decoded = decode(&raw, &scales, &tables, slice, half, comptime!(w.format));
-        store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
-        if loads {
-            store_input(&input, &mut a, (buffer * comptime!(t.rows) + line) * PITCH + 2 * half);
+    } else {
+        for slice in 0..slices {
+            sync_cube();
+            store_input(&input, &mut a, 0usize, t);
+            let all = comptime!((0, t.depth / 16));
+            store_chunks(&one, &other, &tables, slice, &mut b, 0usize, all, formats, t);
+            sync_cube();
+            let next = usize::min(slice + 1, comptime!(slices - 1));
+            fetch_slice(
+                x, starts, first, first_row, second, second_row, next, &mut one, &mut other, &mut input, t,
+            );
+            #[unroll]
+            for k in 0..steps {
+                multiply(&a, &b, 0usize, &sums, k, t, pair);
+            }
         }
-        sync_cube();
-        if slice + 1 < slices {
-            fetch(w, weight_row, slice + 1, half, &mut raw, &mut scales);
-            fetch_input(x, start, 2 * (slice + 1) + half, &mut input);
-        }
-        multiply(&a, &b, buffer, &sums, t);
     }
     sums
+}
+
+/// Some chunks of this unit's rows of weights of a slice, into shared memory.
+#[cube]
+fn store_chunks(
+    one: &Stored,
+    other: &Stored,
+    tables: &HalfTables,
+    slice: usize,
+    b: &mut Shared<[Eight]>,
+    buffer: usize,
+    #[comptime] chunks: (usize, usize),
+    #[comptime] formats: (Format, Format),
+    #[comptime] t: Tiling,
+) {
+    let (odd, depth) = (slice % 2 == 1, comptime!(t.depth));
+    let at = (buffer * comptime!(t.columns) + UNIT_POS as usize) * comptime!(t.pitch());
+    store_weights(one, tables, odd, b, at, chunks, comptime!(formats.0), depth);
+    if comptime!(t.columns > UNITS) {
+        let at = at + comptime!(UNITS * t.pitch());
+        store_weights(other, tables, odd, b, at, chunks, comptime!(formats.1), depth);
+    }
+}
+
+/// This unit's eights of activations of a slice, into shared memory.
+#[cube]
+fn store_input(input: &Array<Eight>, a: &mut Shared<[Eight]>, buffer: usize, #[comptime] t: Tiling) {
+    #[unroll]
+    for i in 0..comptime!(t.eights()) {
+        let row = input_row(i, t);
+        if row < comptime!(t.rows) {
+            let at = (buffer * comptime!(t.rows) + row) * comptime!(t.pitch());
+            a[at + UNIT_POS as usize % comptime!(t.depth / 8)] = input[i];
+        }
+    }
+}
+
+/// What this unit loads of a slice.
+#[cube]
+fn fetch_slice(
+    x: &[Eight],
+    starts: &Array<usize>,
+    first: &Weights,
+    first_row: usize,
+    second: &Weights,
+    second_row: usize,
+    slice: usize,
+    one: &mut Stored,
+    other: &mut Stored,
+    input: &mut Array<Eight>,
+    #[comptime] t: Tiling,
+) {
+    fetch(first, first_row, slice, one, comptime!(t.depth));
+    if comptime!(t.columns > UNITS) {
+        fetch(second, second_row, slice, other, comptime!(t.depth));
+    }
+    fetch_input(x, starts, slice, input, comptime!(first.input), t);
+}
+
+/// This unit's eights of a slice of the activations. Those beyond the end of a row meet weights of zero.
+#[cube]
+fn fetch_input(
+    x: &[Eight],
+    starts: &Array<usize>,
+    slice: usize,
+    to: &mut Array<Eight>,
+    #[comptime] width: usize,
+    #[comptime] t: Tiling,
+) {
+    let mut at = slice * comptime!(t.depth / 8) + UNIT_POS as usize % comptime!(t.depth / 8);
+    if comptime!(width % t.depth != 0) {
+        at = usize::min(at, comptime!(width / 8 - 1));
+    }
+    #[unroll]
+    for i in 0..comptime!(t.eights()) {
+        to[i] = x[starts[i] + at];
+    }
 }
 
 /// What a product of many rows is specialised by.
@@ -430,23 +602,26 @@ pub struct Dense {
 #[cube(launch_unchecked)]
 pub fn matmul(x: &[Eight], w: &Weights, words: &[Quad], out: &mut [f32], n: u32, #[comptime] s: Dense) {
     let t = comptime!(s.tiling);
-    let (line, first_row) = (UNIT_POS as usize / 2, CUBE_POS_Y as usize * comptime!(t.rows));
-    let first_column = CUBE_POS_X as usize * COLUMNS;
+    let first_row = CUBE_POS_Y as usize * comptime!(t.rows);
+    let first_column = CUBE_POS_X as usize * comptime!(t.columns);
+    let offset = (first_column / comptime!(s.group)) * comptime!(w.input / 8);
     // Rows and columns beyond the last repeat it; nobody reads their results.
-    let column = usize::min(first_column + line, comptime!(s.columns - 1));
-    let row = usize::min(first_row + line, n as usize - 1);
-    let start =
-        row * comptime!(s.x_stride / 8) + (first_column / comptime!(s.group)) * comptime!(w.input / 8);
-    let sums = product(x, start, w, column, words, t);
-    let plane = PLANE_POS as usize;
-    let row = first_row + (plane / comptime!(t.planes_n)) * comptime!(t.rows / t.planes_m);
-    let column = first_column + (plane % comptime!(t.planes_n)) * comptime!(COLUMNS / t.planes_n);
+    let mut starts = Array::<usize>::new(comptime!(t.eights()));
+    #[unroll]
+    for i in 0..comptime!(t.eights()) {
+        let row = usize::min(first_row + input_row(i, t), n as usize - 1);
+        starts[i] = row * comptime!(s.x_stride / 8) + offset;
+    }
+    let column = first_column + UNIT_POS as usize;
+    let last = comptime!(s.columns - 1);
+    let (one, other) = (usize::min(column, last), usize::min(column + UNITS, last));
+    let sums = product(x, &starts, w, one, w, other, words, t, false);
     let length = out.len();
     #[unroll]
     for i in 0..comptime!(t.m()) {
         #[unroll]
         for j in 0..comptime!(t.n()) {
-            let (r, c) = (row + comptime!(i * t.side), column + comptime!(j * t.side));
+            let (r, c) = (first_row + row_of(i, t), first_column + column_of(j, t, false));
             if c < comptime!(s.columns) {
                 cmma::store(
                     &mut out[r * comptime!(s.stride) + c..length],
@@ -577,7 +752,25 @@ fn pair_rows(sorted: &[u32], tile: &ExpertTile, i: usize, #[comptime] s: ExpertM
     }
 }
 
-/// Weighted hidden activations of the tile's pairs: 64 columns of gate and the same of up are one tile of weights.
+/// Where the activations of the tile's rows begin: of the rows of the pass, or of the pairs' hidden ones.
+#[cube]
+fn pair_starts(
+    sorted: &[u32],
+    tile: &ExpertTile,
+    #[comptime] hidden: bool,
+    #[comptime] s: ExpertMatmul,
+) -> Array<usize> {
+    let t = comptime!(s.tiling);
+    let mut starts = Array::<usize>::new(comptime!(t.eights()));
+    #[unroll]
+    for i in 0..comptime!(t.eights()) {
+        let (place, row) = pair_rows(sorted, tile, input_row(i, t), s);
+        starts[i] = if comptime!(hidden) { place } else { row } * comptime!(s.x_stride / 8);
+    }
+    starts
+}
+
+/// Weighted hidden activations of the tile's pairs: the weights' tile is half gate, half up.
 #[cube(launch_unchecked)]
 pub fn hidden_matmul(
     x: &[Eight],
@@ -594,74 +787,21 @@ pub fn hidden_matmul(
     let t = comptime!(s.tiling);
     let tile = expert_tile(tiles, n, s);
     if tile.count > 0 {
-        let tables =
-            HalfTables::load(words, comptime!(gate.format == Format::Iq2 || up.format == Format::Iq2));
-        let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * PITCH));
-        let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * COLUMNS * PITCH));
-        let unit = UNIT_POS as usize;
-        let (line, half) = (unit / 2, unit % 2);
-        // Lines of the weights' tile by planes: for each, half of its columns of gate, then the same of up.
-        let per_plane = comptime!(COLUMNS / t.planes_n);
-        let first_column = CUBE_POS_X as usize * comptime!(COLUMNS / 2);
-        let within = line % per_plane;
-        let is_up = within >= comptime!(COLUMNS / t.planes_n / 2);
-        let column = first_column
-            + line / per_plane * comptime!(COLUMNS / t.planes_n / 2)
-            + within % comptime!(COLUMNS / t.planes_n / 2);
-        let weight_row = tile.expert * comptime!(s.columns) + usize::min(column, comptime!(s.columns - 1));
-        let loads = line < comptime!(t.rows);
-        let (_, row) = pair_rows(sorted, &tile, usize::min(line, comptime!(t.rows - 1)), s);
-        let start = row * comptime!(s.x_stride / 8);
-        let sums = zero_sums(t);
-        let slices = comptime!(gate.input.div_ceil(DEPTH));
-        let mut raw_gate = Array::<Quad>::new(comptime!(quads_of(gate.format)));
-        let mut raw_up = Array::<Quad>::new(comptime!(quads_of(up.format)));
-        let mut scales = Array::<f32>::new(2usize);
-        let mut input = Array::<Eight>::new(2usize);
-        if is_up {
-            fetch(up, weight_row, 0usize, half, &mut raw_up, &mut scales);
-        } else {
-            fetch(gate, weight_row, 0usize, half, &mut raw_gate, &mut scales);
-        }
-        fetch_input(x, start, half, &mut input);
-        for slice in 0..slices {
-            let buffer = slice % comptime!(t.buffers);
-            // With two buffers, all have read this one before the barrier of the slice before.
-            if comptime!(t.buffers == 1) {
-                sync_cube();
-            }
-            if is_up {
-                let decoded = decode(&raw_up, &scales, &tables, slice, half, comptime!(up.format));
-                store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
-            } else {
-                let decoded = decode(&raw_gate, &scales, &tables, slice, half, comptime!(gate.format));
-                store_weights(&decoded, &mut b, (buffer * COLUMNS + line) * PITCH + 2 * half);
-            }
-            if loads {
-                store_input(&input, &mut a, (buffer * comptime!(t.rows) + line) * PITCH + 2 * half);
-            }
-            sync_cube();
-            if slice + 1 < slices {
-                if is_up {
-                    fetch(up, weight_row, slice + 1, half, &mut raw_up, &mut scales);
-                } else {
-                    fetch(gate, weight_row, slice + 1, half, &mut raw_gate, &mut scales);
-                }
-                fetch_input(x, start, 2 * (slice + 1) + half, &mut input);
-            }
-            multiply(&a, &b, buffer, &sums, t);
-        }
+        let first_column = CUBE_POS_X as usize * UNITS;
+        let column = usize::min(first_column + UNIT_POS as usize, comptime!(s.columns - 1));
+        let weight_row = tile.expert * comptime!(s.columns) + column;
+        let starts = pair_starts(sorted, &tile, false, s);
+        let sums = product(x, &starts, gate, weight_row, up, weight_row, words, t, true);
         // Each plane lays a tile of gate and one of up side by side and joins them.
-        let mut stage = Shared::<[f32]>::new_slice(comptime!(2 * t.side * t.side * t.planes_m * t.planes_n));
-        let plane = PLANE_POS as usize;
         let area = comptime!(t.side * t.side);
-        let base = plane * 2 * area;
-        let (pm, pn) = (plane / comptime!(t.planes_n), plane % comptime!(t.planes_n));
+        let mut stage = Shared::<[f32]>::new_slice(comptime!(2 * t.side * t.side * t.planes_m * t.planes_n));
+        let base = PLANE_POS as usize * 2 * area;
         let halves = comptime!(t.n() / 2);
         #[unroll]
         for i in 0..comptime!(t.m()) {
             #[unroll]
             for j in 0..halves {
+                let (first_row, first_column) = (row_of(i, t), first_column + column_of(j, t, true));
                 cmma::store(
                     &mut stage[base..base + area],
                     sums.index(comptime!(i * t.n() + j)),
@@ -677,12 +817,7 @@ pub fn hidden_matmul(
                 sync_plane();
                 let mut k = UNIT_POS_PLANE as usize;
                 while k < area {
-                    let r =
-                        pm * comptime!(t.rows / t.planes_m) + comptime!(i * t.side) + k / comptime!(t.side);
-                    let c = first_column
-                        + pn * comptime!(COLUMNS / t.planes_n / 2)
-                        + comptime!(j * t.side)
-                        + k % comptime!(t.side);
+                    let (r, c) = (first_row + k / comptime!(t.side), first_column + k % comptime!(t.side));
                     if r < tile.count && c < comptime!(s.columns) {
                         let (place, _) = pair_rows(sorted, &tile, r, s);
                         let mut weight = 1.0f32;
@@ -715,22 +850,20 @@ pub fn down_matmul(
     let t = comptime!(s.tiling);
     let tile = expert_tile(tiles, n, s);
     if tile.count > 0 {
-        let line = UNIT_POS as usize / 2;
-        let first_column = CUBE_POS_X as usize * COLUMNS;
-        let column = usize::min(first_column + line, comptime!(s.columns - 1));
-        let weight_row = tile.expert * comptime!(s.columns) + column;
-        let (place, _) = pair_rows(sorted, &tile, usize::min(line, comptime!(t.rows - 1)), s);
-        let start = place * comptime!(s.x_stride / 8);
-        let sums = product(hidden, start, w, weight_row, words, t);
-        let mut stage = Shared::<[f32]>::new_slice(comptime!(t.side * t.side * t.planes_m * t.planes_n));
-        let plane = PLANE_POS as usize;
+        let first_column = CUBE_POS_X as usize * comptime!(t.columns);
+        let (column, last) = (first_column + UNIT_POS as usize, comptime!(s.columns - 1));
+        let first = tile.expert * comptime!(s.columns);
+        let (one, other) = (first + usize::min(column, last), first + usize::min(column + UNITS, last));
+        let starts = pair_starts(sorted, &tile, true, s);
+        let sums = product(hidden, &starts, w, one, w, other, words, t, false);
         let area = comptime!(t.side * t.side);
-        let base = plane * area;
-        let (pm, pn) = (plane / comptime!(t.planes_n), plane % comptime!(t.planes_n));
+        let mut stage = Shared::<[f32]>::new_slice(comptime!(t.side * t.side * t.planes_m * t.planes_n));
+        let base = PLANE_POS as usize * area;
         #[unroll]
         for i in 0..comptime!(t.m()) {
             #[unroll]
             for j in 0..comptime!(t.n()) {
+                let (first_row, first_column) = (row_of(i, t), first_column + column_of(j, t, false));
                 cmma::store(
                     &mut stage[base..base + area],
                     sums.index(comptime!(i * t.n() + j)),
@@ -740,12 +873,7 @@ pub fn down_matmul(
                 sync_plane();
                 let mut k = UNIT_POS_PLANE as usize;
                 while k < area {
-                    let r =
-                        pm * comptime!(t.rows / t.planes_m) + comptime!(i * t.side) + k / comptime!(t.side);
-                    let c = first_column
-                        + pn * comptime!(COLUMNS / t.planes_n)
-                        + comptime!(j * t.side)
-                        + k % comptime!(t.side);
+                    let (r, c) = (first_row + k / comptime!(t.side), first_column + k % comptime!(t.side));
                     if r < tile.count && c < comptime!(s.columns) {
                         let (place, _) = pair_rows(sorted, &tile, r, s);
                         out[place * comptime!(s.stride) + c] = stage[base + k];

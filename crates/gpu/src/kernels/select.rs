@@ -99,7 +99,14 @@ pub fn prepare_queries(
     }
 }
 
-/// Scores of the keys that a row of the pass sees: `sum over heads of weight * max(0, q . key)`. A unit a key.
+/// Units of a cube of [`score`].
+pub const SCORE_UNITS: usize = 512;
+/// Units that share a key's heads.
+const SHARE: usize = 4;
+/// Keys of a cube.
+pub const SCORE_KEYS: usize = SCORE_UNITS / SHARE;
+
+/// Scores of the keys that a row of the pass sees: `sum over heads of weight * max(0, q . key)`. Four units share a key.
 #[cube(launch_unchecked)]
 pub fn score(
     q: &[f32],
@@ -117,85 +124,109 @@ pub fn score(
     let r = (first_row + CUBE_POS_Y) as usize;
     let (position, base) = (plan[4 * r + 1], plan[4 * r + 2]);
     let visible = (position + 1) / 4;
-    let key = CUBE_POS_X * CUBE_DIM + UNIT_POS;
-    if visible > comptime!(s.top_k as u32) && CUBE_POS_X * CUBE_DIM < visible {
-        let factor = comptime!(((s.key.width * s.heads) as f32).powf(-0.5));
+    let first_key = CUBE_POS_X * comptime!(SCORE_KEYS as u32);
+    let key = first_key + UNIT_POS / comptime!(SHARE as u32);
+    let share = UNIT_POS as usize % SHARE;
+    if visible > comptime!(s.top_k as u32) && first_key < visible {
         let keys = part_of(arena, base, layer, comptime!(KEYS));
-        let width = comptime!(s.key.width);
+        // Units beyond the last key repeat it.
+        let own = u32::min(key, visible - 1);
+        let at = (keys + own * comptime!(s.key.words as u32)) as usize;
         let mut sum = 0.0f32;
         if comptime!(s.key.rounding == Rounding::Packed) {
-            let quads = comptime!(s.heads * s.key.width / 4);
-            let mut q8 = Shared::<[i32]>::new_slice(quads);
-            let mut qs = Shared::<[f32]>::new_slice(comptime!(s.heads * s.blocks()));
-            let mut i = UNIT_POS as usize;
-            while i < quads {
-                q8[i] = i32::reinterpret(words[r * quads + i]);
-                i += CUBE_DIM as usize;
-            }
-            i = UNIT_POS as usize;
-            while i < comptime!(s.heads * s.blocks()) {
-                qs[i] = scales[r * comptime!(s.heads * s.blocks()) + i];
-                i += CUBE_DIM as usize;
-            }
-            sync_cube();
-            // Units beyond the last key repeat it.
-            let own = u32::min(key, visible - 1);
-            let at = (keys + own * comptime!(s.key.words as u32)) as usize;
             let key_scales = part_of(arena, base, layer, comptime!(KEY_SCALES))
                 + own * comptime!(s.key.scale_words as u32);
-            let mut k8 = Array::<i32>::new(comptime!(s.key.width / 4));
-            #[unroll]
-            for w in 0..comptime!(s.key.width / 8) {
-                let word = arena[at + w];
-                #[unroll]
-                for h in 0..2usize {
-                    let mut packed = 0u32;
-                    #[unroll]
-                    for i in 0..4usize {
-                        let code = (word >> comptime!(16 * h as u32 + 4 * i as u32)) & 15;
-                        packed |= (u32::reinterpret(fp4_twice(code)) & 255) << comptime!(8 * i as u32);
-                    }
-                    k8[comptime!(2 * w + h)] = i32::reinterpret(packed);
-                }
-            }
-            let mut ks = Array::<f32>::new(s.blocks());
-            #[unroll]
-            for b in 0..comptime!(s.blocks()) {
-                let word = arena[key_scales as usize + comptime!(b / 4)];
-                ks[b] = f32::reinterpret(((word >> comptime!(8 * (b as u32 % 4))) & 255) << 23);
-            }
-            for h in 0..comptime!(s.heads) {
+            sum = score_packed(words, scales, weights, arena, r, at, key_scales as usize, share, s);
+        } else {
+            let mut h = share;
+            while h < comptime!(s.heads) {
                 let mut dot = 0.0f32;
-                #[unroll]
-                for b in 0..comptime!(s.blocks()) {
-                    let mut int = 0i32;
-                    #[unroll]
-                    for i in 0..8usize {
-                        int = dp4a(
-                            q8[h * comptime!(s.key.width / 4) + comptime!(8 * b + i)],
-                            k8[comptime!(8 * b + i)],
-                            int,
-                        );
-                    }
-                    dot += f32::cast_from(int) * (qs[h * comptime!(s.blocks()) + b] * ks[b]);
+                for k in 0..comptime!(s.key.width) {
+                    dot += q[r * comptime!(s.stride) + h * comptime!(s.key.width) + k]
+                        * f32::reinterpret(arena[at + k]);
                 }
-                sum += weights[r * comptime!(s.weight_stride) + h] * factor * f32::max(dot, 0.0f32);
-            }
-        } else if key < visible {
-            let at = (keys + key * comptime!(s.key.words as u32)) as usize;
-            for h in 0..comptime!(s.heads) {
-                let mut dot = 0.0f32;
-                #[unroll]
-                for k in 0..width {
-                    dot += q[r * comptime!(s.stride) + h * width + k] * f32::reinterpret(arena[at + k]);
-                }
-                sum += weights[r * comptime!(s.weight_stride) + h] * factor * f32::max(dot, 0.0f32);
+                sum += weights[r * comptime!(s.weight_stride) + h] * f32::max(dot, 0.0f32);
+                h += SHARE;
             }
         }
-        if key < visible {
-            scores[(CUBE_POS_Y * score_stride + key) as usize] = sum;
+        sum += plane_shuffle_xor(sum, 1);
+        sum += plane_shuffle_xor(sum, 2);
+        if share == 0 && key < visible {
+            let factor = comptime!(((s.key.width * s.heads) as f32).powf(-0.5));
+            scores[(CUBE_POS_Y * score_stride + key) as usize] = sum * factor;
         }
     }
+}
+
+/// A unit's share of a packed key's score, by integers. The whole cube takes part.
+#[cube]
+fn score_packed(
+    words: &[u32],
+    scales: &[f32],
+    weights: &[f32],
+    arena: &[u32],
+    r: usize,
+    at: usize,
+    key_scales: usize,
+    share: usize,
+    #[comptime] s: Index,
+) -> f32 {
+    let quads = comptime!(s.heads * s.key.width / 4);
+    let mut q8 = Shared::<[i32]>::new_slice(quads);
+    let mut qs = Shared::<[f32]>::new_slice(comptime!(s.heads * s.blocks()));
+    let mut i = UNIT_POS as usize;
+    while i < quads {
+        q8[i] = i32::reinterpret(words[r * quads + i]);
+        i += CUBE_DIM as usize;
+    }
+    i = UNIT_POS as usize;
+    while i < comptime!(s.heads * s.blocks()) {
+        qs[i] = scales[r * comptime!(s.heads * s.blocks()) + i];
+        i += CUBE_DIM as usize;
+    }
+    sync_cube();
+    let mut k8 = Array::<i32>::new(comptime!(s.key.width / 4));
+    #[unroll]
+    for w in 0..comptime!(s.key.width / 8) {
+        let word = arena[at + w];
+        #[unroll]
+        for h in 0..2usize {
+            let mut packed = 0u32;
+            #[unroll]
+            for i in 0..4usize {
+                let code = (word >> comptime!(16 * h as u32 + 4 * i as u32)) & 15;
+                packed |= (u32::reinterpret(fp4_twice(code)) & 255) << comptime!(8 * i as u32);
+            }
+            k8[comptime!(2 * w + h)] = i32::reinterpret(packed);
+        }
+    }
+    let mut ks = Array::<f32>::new(s.blocks());
+    #[unroll]
+    for b in 0..comptime!(s.blocks()) {
+        let word = arena[key_scales + comptime!(b / 4)];
+        ks[b] = f32::reinterpret(((word >> comptime!(8 * (b as u32 % 4))) & 255) << 23);
+    }
+    let mut sum = 0.0f32;
+    let mut h = share;
+    while h < comptime!(s.heads) {
+        let mut dot = 0.0f32;
+        #[unroll]
+        for b in 0..comptime!(s.blocks()) {
+            let mut int = 0i32;
+            #[unroll]
+            for i in 0..8usize {
+                int = dp4a(
+                    q8[h * comptime!(s.key.width / 4) + comptime!(8 * b + i)],
+                    k8[comptime!(8 * b + i)],
+                    int,
+                );
+            }
+            dot += f32::cast_from(int) * (qs[h * comptime!(s.blocks()) + b] * ks[b]);
+        }
+        sum += weights[r * comptime!(s.weight_stride) + h] * f32::max(dot, 0.0f32);
+        h += SHARE;
+    }
+    sum
 }
 
 /// Bits of a float in an order that integers share.
@@ -205,37 +236,89 @@ fn rank(x: f32) -> u32 {
     bits ^ select((bits >> 31) != 0, 0xffff_ffffu32, 0x8000_0000u32)
 }
 
-/// Units of a cube that selects.
+/// Units of a cube that selects: one a bin of the histograms.
 pub const SELECT_UNITS: u32 = 256;
+/// Scores of a cube that selects.
+pub const STRETCH: usize = 8192;
 
-/// The `top_k` best scores of each row, ascending by index; of equal scores the lower index wins. By histograms of
-/// eight bits at a time, so in time linear in the scores.
+/// Sum of the values of the units before this one (`up`) or after it. The whole cube takes part.
+#[cube]
+fn sum_beside(value: u32, sums: &mut Shared<[u32]>, #[comptime] up: bool) -> u32 {
+    let unit = UNIT_POS;
+    sums[unit as usize] = value;
+    sync_cube();
+    let mut sum = value;
+    #[unroll]
+    for step in 0..comptime!(SELECT_UNITS.ilog2()) {
+        let distance = comptime!(1u32 << step);
+        let there = if comptime!(up) { unit >= distance } else { unit + distance < SELECT_UNITS };
+        let other = if comptime!(up) {
+            select(there, unit - distance, 0u32)
+        } else {
+            select(there, unit + distance, 0u32)
+        };
+        let more = select(there, sums[other as usize], 0u32);
+        sync_cube();
+        sum += more;
+        sums[unit as usize] = sum;
+        sync_cube();
+    }
+    sum - value
+}
+
+/// The `top_k` best scores of each row, ascending by place; of equal scores the first wins. By histograms of eight bits
+/// at a time, so in time linear in the scores.
+///
+/// Of many scores, a cube along y takes a stretch, and leaves its best in `best` (scores) and `selection` (places) with
+/// room for `top_k` of each stretch; a second launch then chooses among those, whose places are in `places`.
 #[cube(launch_unchecked)]
 pub fn top_k(
     scores: &[f32],
+    places: &[u32],
     plan: &[u32],
+    best: &mut [f32],
     selection: &mut [u32],
     first_row: u32,
     score_stride: u32,
+    #[comptime] stretches: bool,
+    #[comptime] again: bool,
     #[comptime] s: Index,
 ) {
+    let (top, unit) = (comptime!(s.top_k), UNIT_POS as usize);
+    let units = comptime!(SELECT_UNITS as usize);
     let r = (first_row + CUBE_POS_X) as usize;
     let visible = ((plan[4 * r + 1] + 1) / 4) as usize;
-    let row = (CUBE_POS_X * score_stride) as usize;
-    if visible > comptime!(s.top_k) {
-        let unit = UNIT_POS as usize;
-        let units = comptime!(SELECT_UNITS as usize);
+    if visible > top {
+        let mut first = 0usize;
+        let mut count = visible;
+        if comptime!(stretches) {
+            first = usize::min(CUBE_POS_Y as usize * STRETCH, visible);
+            count = usize::min(visible - first, STRETCH);
+        }
+        if comptime!(again) {
+            // Whole stretches, but for the last.
+            let (whole, rest) = (visible / STRETCH, visible % STRETCH);
+            count = whole * top + usize::min(rest, top);
+        }
+        let row = CUBE_POS_X as usize * score_stride as usize + first;
+        let to = if comptime!(stretches) {
+            (CUBE_POS_X * CUBE_COUNT_Y + CUBE_POS_Y) as usize * top
+        } else {
+            r * top
+        };
+        let wanted = usize::min(count, top) as u32;
         let histogram = Shared::<[Atomic<u32>]>::new_slice(256usize);
+        let mut sums = Shared::<[u32]>::new_slice(256usize);
         let mut found = Shared::<[u32]>::new_slice(2usize);
         let mut prefix = 0u32;
-        let mut need = comptime!(s.top_k as u32).runtime();
+        let mut need = wanted;
         #[unroll]
         for pass in 0..4usize {
             let shift = comptime!(24 - 8 * pass as u32);
             histogram[unit].store(0u32);
             sync_cube();
             let mut i = unit;
-            while i < visible {
+            while i < count {
                 let key = rank(scores[row + i]);
                 let mut same = true;
                 if comptime!(pass > 0) {
@@ -247,12 +330,8 @@ pub fn top_k(
                 i += units;
             }
             sync_cube();
-            let mut above = 0u32;
-            for j in 0..256usize {
-                let count = histogram[j].load();
-                above += select(j > unit, count, 0u32);
-            }
             let own = histogram[unit].load();
+            let above = sum_beside(own, &mut sums, false);
             if above < need && above + own >= need {
                 found[0] = UNIT_POS;
                 found[1] = need - above;
@@ -262,12 +341,10 @@ pub fn top_k(
             need = found[1];
             sync_cube();
         }
-        // Each unit writes those of its stretch, in order.
-        let stretch = (visible + units - 1) / units;
-        let start = unit * stretch;
-        let end = usize::min(start + stretch, visible);
-        let mut above = Shared::<[u32]>::new_slice(256usize);
-        let mut equal = Shared::<[u32]>::new_slice(256usize);
+        // Each unit writes those of its part, in order.
+        let part = (count + units - 1) / units;
+        let start = usize::min(unit * part, count);
+        let end = usize::min(start + part, count);
         let mut more = 0u32;
         let mut same = 0u32;
         let mut i = start;
@@ -277,22 +354,20 @@ pub fn top_k(
             same += select(key == prefix, 1u32, 0u32);
             i += 1;
         }
-        above[unit] = more;
-        equal[unit] = same;
-        sync_cube();
-        let mut before = 0u32;
-        let mut ties = 0u32;
-        for j in 0..units {
-            before += select(j < unit, above[j], 0u32);
-            ties += select(j < unit, equal[j], 0u32);
-        }
+        let mut before = sum_beside(more, &mut sums, true);
+        let mut ties = sum_beside(same, &mut sums, true);
         i = start;
         while i < end {
-            let key = rank(scores[row + i]);
+            let score = scores[row + i];
+            let key = rank(score);
             if key > prefix || (key == prefix && ties < need) {
                 let at = before + u32::min(ties, need);
-                if at < comptime!(s.top_k as u32) {
-                    selection[r * comptime!(s.top_k) + at as usize] = i as u32;
+                if at < wanted {
+                    let place = to + at as usize;
+                    if comptime!(stretches) {
+                        best[place] = score;
+                    }
+                    selection[place] = if comptime!(again) { places[row + i] } else { (first + i) as u32 };
                 }
             }
             before += select(key > prefix, 1u32, 0u32);

@@ -42,9 +42,11 @@ pub(super) fn run<B: Device>(
     let vocab = engine.shape().vocab;
     let prompt = tokens(args.prompt.max(1), vocab);
     // Once without taking times: kernels are compiled at their first launch.
-    let mut session = engine.session(prompt.len() + 1)?;
+    let mut session = engine.session(prompt.len() + args.gen_tokens)?;
     sync(engine, &mut session, &prompt)?;
-    engine.step(&mut session, 1)?;
+    for token in tokens(args.gen_tokens, vocab) {
+        engine.step(&mut session, token)?;
+    }
     let mut session = engine.session(prompt.len() + args.gen_tokens)?;
     engine.backend_mut().time_kernels(true);
     sync(engine, &mut session, &prompt)?;

@@ -138,10 +138,10 @@ fn plain<B: Device>(
     let vocab = engine.shape().vocab;
     let prompt = tokens(args.prompt.max(1), vocab);
     // Once over everything first: pages are read, buffers grow, kernels are compiled, steps are recorded.
-    let mut warm = engine.session(prompt.len() + WARM_UP)?;
+    let mut warm = engine.session(prompt.len() + args.gen_tokens)?;
     sync(engine, &mut warm, &prompt)?;
-    for _ in 0..WARM_UP {
-        engine.step(&mut warm, 1)?;
+    for token in tokens(args.gen_tokens, vocab) {
+        engine.step(&mut warm, token)?;
     }
     drop(warm);
     let mut session = engine.session(prompt.len() + args.gen_tokens)?;
