@@ -17,14 +17,21 @@ use cubecl::prelude::*;
 use ds4_model::cache::{Layout, Part};
 use ds4_model::{Compressor, LayerKind, Role};
 
-/// Steps of a decode pass that wait for the norm of the query, to be one kernel with it.
+/// What a decode pass puts into the cache, which waits for the products that make the queries, to be done beside them.
 pub(crate) struct Absorbing {
-    layer: usize,
-    arena: Buffer,
-    rows: WindowRowsLaunch,
-    compressors: SequenceArg<Compressing>,
-    /// Cubes for each row: the norm, the window, the compressors.
-    roles: u32,
+    pub(crate) layer: usize,
+    pub(crate) arena: Buffer,
+    pub(crate) window: WindowRowsLaunch,
+    pub(crate) compressors: SequenceArg<Compressing>,
+    /// Cubes for each row: the window, the compressors.
+    pub(crate) roles: usize,
+}
+
+impl Absorbing {
+    /// Buffers of its arguments.
+    pub(crate) fn buffers(&self) -> usize {
+        5 + 4 * (self.roles - 1)
+    }
 }
 
 /// Units of a cube that handles a row.
@@ -78,9 +85,10 @@ impl Stage {
             kv.stride,
         );
         let arena = self.arena(runs);
-        if self.current.single && !self.current.observed {
+        // Of many rows, other kernels make the queries.
+        if self.current.single && !self.current.observed && kv.n <= self.abilities.few {
             self.absorbing =
-                Some(Absorbing { layer, arena, rows, compressors: SequenceArg::new(), roles: 2 });
+                Some(Absorbing { layer, arena, window: rows, compressors: SequenceArg::new(), roles: 1 });
             return;
         }
         // SAFETY: the plan's stores lie in the arena, and have a slot for every position.
@@ -165,37 +173,6 @@ impl Stage {
                     kv.n as u32,
                     keys,
                     pool,
-                );
-            });
-        }
-    }
-
-    /// The norm of the low-rank query, and with it everything that waits.
-    #[allow(unsafe_code)]
-    pub(crate) fn absorb(&mut self, weight: &Vector, x: &Rows, out: &mut Rows) {
-        let Some(waiting) = self.absorbing.take() else { return };
-        let (n, width, stride) = (x.n, x.width, x.stride);
-        let out = out.output(n, self.form(n));
-        let eps = Real::new(self.shape.norm_eps);
-        // SAFETY: as for the steps that waited.
-        unsafe {
-            self.timer.time(&self.client, "absorb", || {
-                cache::absorb::launch_unchecked(
-                    &self.client,
-                    CubeCount::new_2d(n as u32, waiting.roles),
-                    CubeDim::new_1d(UNITS),
-                    x.values.arg(16),
-                    weight.values[self.index].arg(16),
-                    out,
-                    waiting.rows,
-                    waiting.compressors,
-                    self.plan.arg(4),
-                    self.plan.arg(4),
-                    waiting.arena.arg(4),
-                    waiting.layer as u32,
-                    width,
-                    stride,
-                    eps,
                 );
             });
         }

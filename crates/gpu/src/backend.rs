@@ -375,6 +375,10 @@ impl Backend for Gpu {
     fn project_groups(&mut self, w: &Matrix, heads: &Vec<Rows>, low: &mut Vec<Rows>) {
         self.stages[self.at].project_groups_step(w, &heads[self.at], &mut low[self.at]);
     }
+    fn project_out(&mut self, w: &Matrix, low: &Vec<Rows>, y: &mut Vec<Rows>) {
+        let at = self.at;
+        self.stages[at].project_out_step(w, &low[at], &mut y[at]);
+    }
     fn route(&mut self, choice: &Choice<Self>, logits: &Vec<Rows>, _plan: &Plan, routes: &mut Vec<Routes>) {
         self.stages[self.at].route_step(choice, &logits[self.at], &mut routes[self.at]);
     }

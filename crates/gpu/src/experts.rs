@@ -1,6 +1,7 @@
 //! Router and experts on the device.
 
 use crate::backend::Gpu;
+use crate::hyper::{JOINED_ROWS, LastProduct};
 use crate::kernels::common::Real;
 use crate::kernels::dot::Form;
 use crate::kernels::experts::{self, Expert, RouteShape};
@@ -133,6 +134,16 @@ impl Stage {
             self.quantize(&self.scratch.hidden, n * (used + 1));
         }
         let s = self.expert(&[down, shared_down], ffn.clamp, self.shape.width, y);
+        if self.joined_part(n).is_some() {
+            self.last_product = Some(LastProduct::Experts {
+                hidden: self.scratch.hidden.input(),
+                routed: down.arg(),
+                shared: shared_down.arg(),
+                ids: routes.ids.clone(),
+                s: Expert { per_plane: JOINED_ROWS, at_once: JOINED_ROWS, ..s },
+            });
+            return;
+        }
         // SAFETY: as above; `y` has a row for every row.
         unsafe {
             self.timer.time(&self.client, "down", || {

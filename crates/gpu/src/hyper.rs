@@ -4,28 +4,61 @@ use crate::backend::Gpu;
 use crate::buffer::Buffer;
 use crate::device::FEW_ROWS;
 use crate::kernels::common::Real;
+use crate::kernels::dot::{InputLaunch, WeightsLaunch};
+use crate::kernels::experts::Expert;
 use crate::kernels::hyper::{self, Hyper, MIX_UNITS};
+use crate::kernels::join;
 use crate::layout::Format;
+use crate::project::columns;
 use crate::rows::{Matrix, Rows, Vector};
 use crate::stage::Stage;
 use cubecl::prelude::*;
 use ds4_model::{HeadMix, HyperConnection, Mtp, Shape};
 use half::f16;
 
+/// A sublayer's last product, which waits to be one step with the join that follows it.
+pub(crate) enum LastProduct {
+    Attention { low: InputLaunch, weights: WeightsLaunch },
+    Experts { hidden: InputLaunch, routed: WeightsLaunch, shared: WeightsLaunch, ids: Buffer, s: Expert },
+}
+
 /// A join of a sublayer's output into streams that waits to be made.
 pub(crate) struct Join {
     streams: Buffer,
     y: Buffer,
     mix: Buffer,
+    /// What makes `y`, unless it has been made.
+    product: Option<LastProduct>,
 }
+
+/// Rows of the sublayer's last matrix that a plane takes, where it joins them, too: the same for all passes of few
+/// rows, since it decides how sums are split.
+pub(crate) const JOINED_ROWS: usize = 2;
+/// Fewest channels that a cube joins.
+const LEAST_PART: usize = 8;
 
 /// Units of a cube where a row is a cube.
 pub(crate) const UNITS: u32 = 256;
 
-/// What the hyper-connection kernels are specialised by, in passes of `n` rows.
-pub(crate) fn hyper(shape: &Shape, n: usize, controls: usize, input: usize) -> Hyper {
-    // Of few rows, many cubes share the width; of many, several share each weight.
-    let (part, rows, block) = if n > FEW_ROWS { (256, 4, 3) } else { (64, 1, 1) };
+/// How cubes share the work on streams: channels, rows and units of one, and control numbers of a plane at a time.
+#[derive(Clone, Copy)]
+struct Share {
+    part: usize,
+    rows: usize,
+    units: usize,
+    block: usize,
+}
+
+impl Share {
+    /// Of a pass of `n` rows: of few, many cubes share the width; of many, several share each weight.
+    fn of(n: usize) -> Self {
+        let (part, rows, block) = if n > FEW_ROWS { (256, 4, 3) } else { (64, 1, 1) };
+        Share { part, rows, units: UNITS as usize, block }
+    }
+}
+
+/// What the hyper-connection kernels are specialised by.
+fn hyper(shape: &Shape, share: Share, controls: usize, input: usize) -> Hyper {
     Hyper {
         n: shape.streams,
         d: shape.width,
@@ -34,9 +67,10 @@ pub(crate) fn hyper(shape: &Shape, n: usize, controls: usize, input: usize) -> H
         mix_stride: (shape.streams + shape.streams * shape.streams).next_multiple_of(64),
         controls,
         input,
-        part,
-        rows,
-        block,
+        part: share.part,
+        rows: share.rows,
+        units: share.units,
+        block: share.block,
         sinkhorn: shape.sinkhorn,
         norm_eps: Real::new(shape.norm_eps),
         eps: Real::new(shape.hc_eps),
@@ -45,16 +79,21 @@ pub(crate) fn hyper(shape: &Shape, n: usize, controls: usize, input: usize) -> H
 
 /// Values that a pass of up to `n` rows needs for partial sums.
 pub(crate) fn partial_values(shape: &Shape, n: usize) -> usize {
-    let of = |n: usize| {
-        let hyper = hyper(shape, n, shape.hc_mix(), shape.streams_width());
+    let of = |n: usize, part: usize| {
+        let share = Share { part, ..Share::of(n) };
+        let hyper = hyper(shape, share, shape.hc_mix(), shape.streams_width());
         n * hyper.parts() * hyper.numbers()
     };
-    of(n).max(of(n.min(FEW_ROWS)))
+    of(n, Share::of(n).part).max(of(n.min(FEW_ROWS), LEAST_PART))
 }
 
 /// Cubes for `units` units along x.
 pub(crate) fn cubes(units: usize, per_cube: u32) -> u32 {
     (units as u32).div_ceil(per_cube)
+}
+
+fn is_half(matrix: Option<&Matrix>) -> bool {
+    matrix.is_some_and(|m| m.format == Format::F16)
 }
 
 impl Stage {
@@ -111,39 +150,138 @@ impl Stage {
         }
     }
 
-    /// Joins `y` into the streams (if given), and computes their products with a control matrix (if given).
+    /// Channels that a cube makes of a sublayer's output and joins at once, in passes where one step does both.
+    pub(crate) fn joined_part(&self, n: usize) -> Option<usize> {
+        let part = self.planes() * JOINED_ROWS;
+        let fits = part >= LEAST_PART && part.is_multiple_of(4) && self.shape.width.is_multiple_of(part);
+        (fits && n <= FEW_ROWS && !self.current.observed).then_some(part)
+    }
+
+    /// Joins a sublayer's output into the streams (if given), and computes their products with a control matrix (if
+    /// given). Says how.
     #[allow(unsafe_code)]
-    fn control(&self, n: usize, streams: &Buffer, join: Option<&Join>, matrix: Option<&Matrix>) -> Hyper {
-        let controls = matrix.map_or(0, |m| m.rows);
-        let s = hyper(&self.shape, n, controls, matrix.map_or(0, |m| m.format.padded(m.input)));
+    fn control(&self, n: usize, streams: &Buffer, join: Option<Join>, matrix: Option<&Matrix>) -> Hyper {
         let nothing = &self.nothing;
-        let (y, mix) = join.map_or((&nothing[0], &nothing[1]), |j| (&j.y, &j.mix));
-        let half = matrix.is_some_and(|m| m.format == Format::F16);
-        let weights = matrix.map_or(nothing[0].arg(16), |m| m.quants.arg(if half { 8 } else { 16 }));
-        let count = CubeCount::new_2d(s.parts() as u32, n.div_ceil(s.rows) as u32);
+        let join = match join {
+            Some(Join { mix, product: Some(product), .. }) => {
+                return self.join_product(n, streams, &mix, product, matrix);
+            }
+            join => join,
+        };
+        let controls = matrix.map_or(0, |m| m.rows);
         // Of few rows, as many planes as there are control numbers.
         let planes = if n > FEW_ROWS { 8 } else { controls.max(4) as u32 };
-        let dim =
-            CubeDim::new_1d((planes * self.abilities.plane).clamp(UNITS, self.abilities.units.min(1024)));
-        let client = &self.client;
-        let (streams, y, mix) = (streams.arg(16), y.arg(16), mix.arg(4));
-        let partial = self.scratch.partial.arg(4);
-        let (join, project) = (join.is_some(), matrix.is_some());
+        let units = (planes * self.abilities.plane).clamp(UNITS, self.abilities.units.min(1024)) as usize;
+        let s =
+            hyper(&self.shape, Share { units, ..Share::of(n) }, controls, matrix.map_or(0, Matrix::stored));
+        let (y, mix) = join.as_ref().map_or((&nothing[0], &nothing[1]), |j| (&j.y, &j.mix));
+        let launch = if is_half(matrix) {
+            join::hc_control::launch_unchecked::<f16>
+        } else {
+            join::hc_control::launch_unchecked::<f32>
+        };
         // SAFETY: sizes are those of the shape; `partial` was allocated for the larger number of controls.
-        unsafe {
-            self.timer.time(client, "hc_control", || {
-                if half {
-                    hyper::hc_control::launch_unchecked::<f16>(
-                        client, count, dim, streams, y, mix, weights, partial, n as u32, s, join, project,
-                    );
+        self.timer.time(&self.client, "hc_control", || unsafe {
+            launch(
+                &self.client,
+                CubeCount::new_2d(s.parts() as u32, n.div_ceil(s.rows) as u32),
+                CubeDim::new_1d(units as u32),
+                streams.arg(16),
+                y.arg(16),
+                mix.arg(4),
+                self.control_arg(matrix),
+                self.scratch.partial.arg(4),
+                n as u32,
+                s,
+                join.is_some(),
+                matrix.is_some(),
+            );
+        });
+        s
+    }
+
+    fn control_arg(&self, matrix: Option<&Matrix>) -> BufferArg {
+        let width = if is_half(matrix) { 8 } else { 16 };
+        matrix.map_or(self.nothing[0].arg(16), |m| m.quants.arg(width))
+    }
+
+    /// The same for an output that is yet to be made.
+    #[allow(unsafe_code)]
+    fn join_product(
+        &self,
+        n: usize,
+        streams: &Buffer,
+        mix: &Buffer,
+        product: LastProduct,
+        matrix: Option<&Matrix>,
+    ) -> Hyper {
+        let rows = match product {
+            LastProduct::Attention { .. } => columns(n),
+            LastProduct::Experts { .. } => 1,
+        };
+        let share = Share { part: self.planes() * JOINED_ROWS, rows, units: UNITS as usize, block: 1 };
+        let s = hyper(&self.shape, share, matrix.map_or(0, |m| m.rows), matrix.map_or(0, Matrix::stored));
+        let count = CubeCount::new_2d(s.parts() as u32, n.div_ceil(rows) as u32);
+        let (client, dim, words) = (&self.client, self.plane_dim(), self.words.arg(8));
+        let (streams, mix, control) = (streams.arg(16), mix.arg(4), self.control_arg(matrix));
+        let partial = self.scratch.partial.arg(4);
+        // SAFETY: a cube for each part of the channels; `partial` has room for the smallest parts.
+        match product {
+            LastProduct::Attention { low, weights } => self.timer.time(client, "project_join", || {
+                let launch = if is_half(matrix) {
+                    join::project_join::launch_unchecked::<f16>
                 } else {
-                    hyper::hc_control::launch_unchecked::<f32>(
-                        client, count, dim, streams, y, mix, weights, partial, n as u32, s, join, project,
+                    join::project_join::launch_unchecked::<f32>
+                };
+                unsafe {
+                    launch(
+                        client,
+                        count,
+                        dim,
+                        low,
+                        weights,
+                        words,
+                        streams,
+                        mix,
+                        control,
+                        partial,
+                        n as u32,
+                        JOINED_ROWS,
+                        s,
                     );
                 }
-            });
+            }),
+            LastProduct::Experts { hidden, routed, shared, ids, s: expert } => {
+                self.timer.time(client, "down_join", || {
+                    let launch = if is_half(matrix) {
+                        join::down_join::launch_unchecked::<f16>
+                    } else {
+                        join::down_join::launch_unchecked::<f32>
+                    };
+                    unsafe {
+                        launch(
+                            client,
+                            count,
+                            dim,
+                            hidden,
+                            routed,
+                            shared,
+                            ids.arg(4),
+                            words,
+                            streams,
+                            mix,
+                            control,
+                            partial,
+                            n as u32,
+                            expert,
+                            s,
+                        );
+                    }
+                });
+            }
         }
-        s
+        // How rows were shared does not matter to who reads the sums.
+        Hyper { rows: 1, ..s }
     }
 
     #[allow(unsafe_code)]
@@ -161,7 +299,7 @@ impl Stage {
             self.finish_join();
         }
         let join = self.pending_join.take();
-        let s = self.control(n, &streams.values, join.as_ref(), Some(&hc.mix));
+        let s = self.control(n, &streams.values, join, Some(&hc.mix));
         mix.take(n, mix.width);
         let out = x.output(n, self.form(n));
         // SAFETY: sizes are those of the shape.
@@ -184,18 +322,20 @@ impl Stage {
     }
 
     /// Joining waits for the next split of the same streams; whoever reads them before calls
-    /// [`Gpu::finish_join`].
+    /// [`Stage::finish_join`].
     pub(crate) fn hc_join_step(&mut self, y: &Rows, mix: &Rows, streams: &mut Rows) {
         // They may have been carried here.
         streams.n = self.current.n;
         let (y, mix) = (y.values.clone(), mix.values.clone());
-        self.pending_join = Some(Join { streams: streams.values.clone(), y, mix });
+        let product = self.last_product.take();
+        self.pending_join = Some(Join { streams: streams.values.clone(), y, mix, product });
     }
 
     /// Joins what waits: somebody wants to see the streams.
     pub(crate) fn finish_join(&mut self) {
         if let Some(join) = self.pending_join.take() {
-            self.control(self.current.n, &join.streams, Some(&join), None);
+            let streams = join.streams.clone();
+            self.control(self.current.n, &streams, Some(join), None);
         }
     }
 
@@ -224,10 +364,6 @@ impl Stage {
 
     #[allow(unsafe_code)]
     pub(crate) fn norm_step(&mut self, weight: &Vector, x: &Rows, out: &mut Rows) {
-        if self.absorbing.is_some() {
-            self.absorb(weight, x, out);
-            return;
-        }
         let (n, width, stride) = (x.n, x.width, x.stride);
         let eps = Real::new(self.shape.norm_eps);
         let out = out.output(n, self.form(n));
@@ -370,7 +506,7 @@ impl Stage {
             });
         }
         self.project_step(stream, &mut [(&mtp.h_proj, h)]);
-        let s = hyper(&self.shape, n, 0, 0);
+        let s = hyper(&self.shape, Share::of(n), 0, 0);
         streams.take(n, copies * d);
         // SAFETY: sizes are those of the shape.
         unsafe {

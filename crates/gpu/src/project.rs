@@ -1,5 +1,8 @@
 //! Products with weight matrices.
 
+use crate::attention::Absorbing;
+use crate::hyper::LastProduct;
+use crate::kernels::cache;
 use crate::kernels::dot::Form;
 use crate::kernels::matmul::{self, Dense, Tiling};
 use crate::kernels::project::{self, JobLaunch};
@@ -37,7 +40,7 @@ pub(crate) fn rows_per_plane(units: usize, plane: u32, columns: usize, rows: usi
 }
 
 /// Rows of activations that a plane takes at once.
-fn columns(n: usize) -> usize {
+pub(crate) fn columns(n: usize) -> usize {
     [1, 2, 4].into_iter().find(|&c| c >= n).unwrap_or(8)
 }
 
@@ -65,7 +68,7 @@ impl Stage {
         let mut rest: Vec<_> = jobs.iter().map(|(w, out)| (*w, &**out, w.rows)).collect();
         while !rest.is_empty() {
             // As many in one launch as a kernel may have buffers, beside those of the input and the tables.
-            let mut buffers = 5;
+            let mut buffers = 5 + self.absorbing.as_ref().map_or(0, Absorbing::buffers);
             let fit = rest.iter().take_while(|(w, ..)| {
                 buffers += w.buffers() + 1;
                 buffers <= MAX_BUFFERS
@@ -74,6 +77,19 @@ impl Stage {
             self.products(x, &rest);
             rest = later;
         }
+    }
+
+    /// `y = W low`, the sublayer's output, which waits to be joined where that is one step with it.
+    pub(crate) fn project_out_step(&mut self, w: &Matrix, low: &Rows, y: &mut Rows) {
+        if self.joined_part(low.n).is_none() {
+            self.project_step(low, &mut [(w, y)]);
+            return;
+        }
+        y.take(low.n, w.rows);
+        if w.format.int8() && !low.quantized {
+            self.quantize(low, low.n);
+        }
+        self.last_product = Some(LastProduct::Attention { low: low.input(), weights: w.arg() });
     }
 
     /// Group `g` of the input meets rows `g * rows/groups..` of `w`.
@@ -189,7 +205,8 @@ impl Stage {
             self.quantize(x, x.n);
         }
         let columns = columns(x.n);
-        let mut first = 0;
+        let absorbing = self.absorbing.take();
+        let mut first = absorbing.as_ref().map_or(0, |a| (a.roles * x.n) as u32);
         let mut args = SequenceArg::new();
         for (w, out, group) in jobs {
             let per_plane = rows_per_plane(w.units(), self.abilities.plane, columns, *group);
@@ -205,21 +222,43 @@ impl Stage {
             first += self.plane_cubes(w.rows, per_plane);
         }
         let tables = jobs.iter().any(|(w, ..)| w.format == Format::Iq2);
-        // SAFETY: every matrix has rows of the input's (or a group's) width, every output room for its rows.
-        unsafe {
-            self.timer.time(&self.client, "project", || {
+        let count = CubeCount::new_2d(first, x.n.div_ceil(columns) as u32);
+        let (client, dim, words) = (&self.client, self.plane_dim(), self.words.arg(8));
+        // SAFETY: every matrix has rows of the input's (or a group's) width, every output room for its rows; the
+        // plan's stores lie in the arena, with a slot for every position.
+        match absorbing {
+            None => self.timer.time(client, "project", || unsafe {
                 project::project::launch_unchecked(
-                    &self.client,
-                    CubeCount::new_2d(first, x.n.div_ceil(columns) as u32),
-                    self.plane_dim(),
+                    client,
+                    count,
+                    dim,
                     x.input(),
                     args,
-                    self.words.arg(8),
+                    words,
                     x.n as u32,
                     columns,
                     tables,
                 );
-            });
+            }),
+            Some(a) => self.timer.time(client, "project_absorb", || unsafe {
+                cache::project_absorb::launch_unchecked(
+                    client,
+                    count,
+                    dim,
+                    x.input(),
+                    args,
+                    words,
+                    a.window,
+                    a.compressors,
+                    self.plan.arg(4),
+                    self.plan.arg(4),
+                    a.arena.arg(4),
+                    a.layer as u32,
+                    x.n as u32,
+                    columns,
+                    tables,
+                );
+            }),
         }
     }
 }

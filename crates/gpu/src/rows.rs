@@ -135,9 +135,14 @@ impl Matrix {
             + usize::from(self.format.sub_bytes(self.input) > 0)
     }
 
+    /// Values of a row as they are stored.
+    pub(crate) fn stored(&self) -> usize {
+        self.format.padded(self.input)
+    }
+
     /// 16-byte units of quants of a row.
     pub(crate) fn units(&self) -> usize {
-        self.format.padded(self.input) / self.format.unit()
+        self.stored() / self.format.unit()
     }
 }
 

@@ -5,7 +5,7 @@ use crate::backend::Options;
 use crate::buffer::{Buffer, device_error};
 use crate::device::{DeviceInfo, FEW_ROWS, usable_tile};
 use crate::graph::{Key, Recorder};
-use crate::hyper::Join;
+use crate::hyper::{Join, LastProduct};
 use crate::kernels::cache::RowShape;
 use crate::kernels::dot::Form;
 use crate::kernels::hyper::MIX_UNITS;
@@ -129,6 +129,7 @@ pub(crate) struct Stage {
     pub(crate) current: Current,
     pub(crate) timer: Timer,
     /// Work that waits to become part of the next kernel.
+    pub(crate) last_product: Option<LastProduct>,
     pub(crate) pending_join: Option<Join>,
     pub(crate) absorbing: Option<Absorbing>,
     recorder: Recorder,
@@ -206,6 +207,7 @@ impl Stage {
             scratch,
             current: Current::default(),
             timer: Timer::default(),
+            last_product: None,
             pending_join: None,
             absorbing: None,
             recorder: Recorder::default(),
@@ -373,7 +375,7 @@ impl Stage {
         self.current.single = runs.len() == plan.len();
         self.current.observed = form.observed;
         self.current.row = self.layout(runs).map(|l| self.sizes(l).row);
-        (self.pending_join, self.absorbing) = (None, None);
+        (self.last_product, self.pending_join, self.absorbing) = (None, None, None);
         self.current.reach = self.key.as_ref().map_or(end, |k| k.reach);
         self.current.outputs.clone_from(&plan.outputs);
         self.recorder.settle(&self.client, self.key.as_ref());
@@ -437,9 +439,9 @@ impl Stage {
         let n = out.len() / rows.width.max(1);
         let bytes = rows.values.read(&self.client, 0, 4 * (n * rows.stride) as u64)?;
         for (out, row) in out.chunks_exact_mut(rows.width).zip(bytes.chunks_exact(4 * rows.stride)) {
-            for (o, b) in out.iter_mut().zip(row.as_chunks::<4>().0) {
-                *o = f32::from_le_bytes(*b);
-            }
+            // Hosts of GPUs have their byte order.
+            let values = bytemuck::cast_slice_mut::<f32, u8>(out);
+            values.copy_from_slice(&row[..values.len()]);
         }
         Ok(())
     }

@@ -202,6 +202,11 @@ pub trait Backend: Sized + Send {
     );
     /// A.5: the grouped first half of the output projection: group `g` of the heads meets rows `g` of `w`.
     fn project_groups(&mut self, w: &Self::Matrix, heads: &Self::Rows, low: &mut Self::Rows);
+    /// A.5: its second half, the sublayer's output `y [n, D]`. A product like any other, but what follows is
+    /// [`Backend::hc_join`]: a backend may make one step of both.
+    fn project_out(&mut self, w: &Self::Matrix, low: &Self::Rows, y: &mut Self::Rows) {
+        self.project(low, &mut [(w, y)]);
+    }
     /// A.8: chooses experts from the router's `logits [n, E]`, or by token id, and weighs them.
     fn route(&mut self, choice: &Choice<Self>, logits: &Self::Rows, plan: &Plan, routes: &mut Self::Routes);
     /// A.8: shared expert plus the weighted sum of the routed ones.

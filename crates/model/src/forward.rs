@@ -270,7 +270,7 @@ impl<B: Backend> Pass<B> {
         cx.b.attend(l, &self.q, &w.sinks, selection, &self.plan, cx.runs, &mut self.heads);
         self.see(cx, format_args!("{name}.heads"), |p| &p.heads)?;
         cx.b.project_groups(&w.out_a, &self.heads, &mut self.out_low);
-        cx.b.project(&self.out_low, &mut [(&w.out_b, &mut self.y)]);
+        cx.b.project_out(&w.out_b, &self.out_low, &mut self.y);
         Ok(())
     }
 

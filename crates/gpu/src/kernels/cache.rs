@@ -5,8 +5,9 @@
 //! word `layer * PARTS + part` is the offset of a part from the base.
 
 use super::common::{Real, cube_sum, rms_scale, round_even};
-use super::dot::{Four, Output};
-use super::hyper::{MOST_PLANES, norm_row};
+use super::dot::Input;
+use super::hyper::MOST_PLANES;
+use super::project::{Job, project_jobs};
 use cubecl::prelude::*;
 
 /// Units of a cube that handles a row.
@@ -537,33 +538,35 @@ pub fn compress(c: &Compressing, angles: &[f32], plan: &[u32], arena: &mut [u32]
     compress_row(c, CUBE_POS_X as usize, angles, plan, arena, layer);
 }
 
-/// Everything between the projections of a decode step's attention: the norm of the low-rank query (y = 0), the row
-/// for the window (1), and compressors (2, ...), which also keep their projections: a session has one row here, so the
-/// slot it takes is not read by another. One launch instead of up to six.
+/// [`project`](super::project::project), and beside it everything that a decode step puts into the cache: the first
+/// cubes have the rows for the windows and what compressors make of them, and also keep the projections: a session has
+/// one row here, so the slot it takes is not read by another. One launch instead of up to six.
 #[cube(launch_unchecked)]
-pub fn absorb(
-    q_a: &[Four],
-    q_norm: &[Four],
-    mut q_low: Output,
+pub fn project_absorb(
+    x: &Input,
+    mut jobs: Sequence<Job>,
+    words: &[Vector<u32, Const<2>>],
     window: &WindowRows,
     compressors: &Sequence<Compressing>,
     angles: &[f32],
     plan: &[u32],
     arena: &mut [u32],
     layer: u32,
-    #[comptime] q_width: usize,
-    #[comptime] q_stride: usize,
-    #[comptime] eps: Real,
+    n: u32,
+    #[comptime] columns: usize,
+    #[comptime] tables: bool,
 ) {
-    let r = CUBE_POS_X as usize;
-    if CUBE_POS_Y == 0 {
-        norm_row(q_a, q_norm, &mut q_low, r, q_width, q_stride, eps);
-    } else if CUBE_POS_Y == 1 {
-        push_row(window, r, angles, plan, arena, layer);
-    } else {
+    let roles = n * comptime!(1 + compressors.len() as u32);
+    if CUBE_POS_X >= roles {
+        project_jobs(x, &mut jobs, words, n, columns, tables);
+    } else if CUBE_POS_Y == 0 {
+        let (role, r) = (CUBE_POS_X / n, (CUBE_POS_X % n) as usize);
+        if role == 0 {
+            push_row(window, r, angles, plan, arena, layer);
+        }
         #[unroll]
         for i in 0..comptime!(compressors.len()) {
-            if CUBE_POS_Y == comptime!(2 + i as u32) {
+            if role == comptime!(1 + i as u32) {
                 let c = compressors.index(i);
                 compress_row(c, r, angles, plan, arena, layer);
                 let mut k = UNIT_POS as usize;

@@ -229,28 +229,45 @@ pub fn down(
     let first = (CUBE_POS_X * (CUBE_DIM / PLANE_DIM) + PLANE_POS) as usize * per_plane;
     if first < comptime!(s.width) {
         let first = first.min(comptime!(s.width - s.per_plane));
-        let mut index = Array::<u32>::new(1usize);
-        let mut acc = Array::<f32>::new(per_plane);
+        let sums = down_rows(hidden, routed, shared, ids, &tables, row, first, s);
         #[unroll]
         for r in 0..per_plane {
-            acc[r] = 0.0f32;
-        }
-        let place = row * comptime!(s.used + 1);
-        index[0] = (place + comptime!(s.used)) as u32;
-        dot_rows(shared, hidden, &tables, first, &index, 0usize, &mut acc, per_plane, 1usize);
-        #[unroll]
-        for slot in 0..comptime!(s.used) {
-            let expert = ids[row * comptime!(s.used) + slot] as usize;
-            index[0] = (place + slot) as u32;
-            let from = expert * comptime!(s.width) + first;
-            dot_rows(routed, hidden, &tables, from, &index, 0usize, &mut acc, per_plane, 1usize);
-        }
-        #[unroll]
-        for r in 0..per_plane {
-            let sum = plane_sum(acc[r]);
+            let sum = plane_sum(sums[r]);
             if UNIT_POS_PLANE == 0 {
                 out[row * comptime!(s.stride) + first + r] = sum;
             }
         }
     }
+}
+
+/// This lane's share of rows `first ..` of `shared + routed experts, ascending`.
+#[cube]
+pub fn down_rows(
+    hidden: &Input,
+    routed: &Weights,
+    shared: &Weights,
+    ids: &[u32],
+    tables: &Tables,
+    row: usize,
+    first: usize,
+    #[comptime] s: Expert,
+) -> Array<f32> {
+    let per_plane = comptime!(s.per_plane);
+    let mut index = Array::<u32>::new(1usize);
+    let mut acc = Array::<f32>::new(per_plane);
+    #[unroll]
+    for r in 0..per_plane {
+        acc[r] = 0.0f32;
+    }
+    let place = row * comptime!(s.used + 1);
+    index[0] = (place + comptime!(s.used)) as u32;
+    dot_rows(shared, hidden, tables, first, &index, 0usize, &mut acc, per_plane, 1usize);
+    #[unroll]
+    for slot in 0..comptime!(s.used) {
+        let expert = ids[row * comptime!(s.used) + slot] as usize;
+        index[0] = (place + slot) as u32;
+        let from = expert * comptime!(s.width) + first;
+        dot_rows(routed, hidden, tables, from, &index, 0usize, &mut acc, per_plane, 1usize);
+    }
+    acc
 }

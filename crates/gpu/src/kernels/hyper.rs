@@ -1,7 +1,7 @@
 //! Embedding, norms and hyper-connections (A.1 to A.3), the draft block's input (A.11).
 
 use super::common::{Real, cube_sum, quantize_four, rms_scale, sigmoid, store_four};
-use super::dot::{Four, Output, dot_four};
+use super::dot::{Four, Output};
 use cubecl::prelude::*;
 
 /// Room for a value of each plane of a cube, whatever the size of planes.
@@ -24,10 +24,12 @@ pub struct Hyper {
     pub controls: usize,
     /// Values of a stored row of it.
     pub input: usize,
-    /// Channels of a cube of [`hc_control`].
+    /// Channels of a cube that joins.
     pub part: usize,
     /// Rows of it.
     pub rows: usize,
+    /// Units of it.
+    pub units: usize,
     /// Control numbers that a plane of it takes at once.
     pub block: usize,
     /// Sinkhorn iterations.
@@ -39,6 +41,18 @@ pub struct Hyper {
 }
 
 impl Hyper {
+    /// Vectors of four channels of a part.
+    pub const fn fours(&self) -> usize {
+        self.part / 4
+    }
+    /// The same of all streams.
+    pub const fn items(&self) -> usize {
+        self.n * self.fours()
+    }
+    /// Values of post and comb.
+    pub const fn mixed(&self) -> usize {
+        self.n + self.n * self.n
+    }
     /// Cubes along the width.
     pub const fn parts(&self) -> usize {
         self.d.div_ceil(self.part)
@@ -54,7 +68,7 @@ impl Hyper {
 }
 
 /// Units of a cube that mixes streams, four channels each.
-pub const MIX_UNITS: usize = 256;
+pub const MIX_UNITS: usize = 512;
 
 /// A.1: every stream of a row starts as its token's embedding.
 #[cube(launch_unchecked)]
@@ -104,161 +118,6 @@ pub fn embed_q8(
         #[unroll]
         for i in 0..copies {
             out[row * comptime!(stride / 4) + comptime!(i * width / 4) + k] = v;
-        }
-    }
-}
-
-/// A.3: joins the sublayer's output into the streams of `rows` rows, where `join`; then this cube's share of the
-/// products of the streams with the control matrix, and of the streams with each other:
-/// `partial [n, parts, controls + N (N + 1) / 2]`. From the latter follow the norms of the streams and of any mix of
-/// them, so that mixing needs no sum over the row.
-#[cube(launch_unchecked)]
-pub fn hc_control<E: Float>(
-    streams: &mut [Four],
-    y: &[Four],
-    mix: &[f32],
-    control: &[Vector<E, Const<4>>],
-    partial: &mut [f32],
-    end: u32,
-    #[comptime] s: Hyper,
-    #[comptime] join: bool,
-    #[comptime] project: bool,
-) {
-    let rows = comptime!(s.rows);
-    let first = CUBE_POS_Y as usize * rows;
-    let end = end as usize;
-    let fours = comptime!(s.part / 4);
-    let items = comptime!(s.n * s.part / 4);
-    let base = CUBE_POS_X as usize * fours;
-    let mut joined = Shared::<[Four]>::new_slice(comptime!(s.n * s.part / 4 * s.rows));
-    let mut at = UNIT_POS as usize;
-    // All streams of a channel are replaced at once: read by all units before any writes.
-    while at < comptime!(s.n * s.part / 4 * s.rows) {
-        let (row, item) = (first + at / items, at % items);
-        let (j, k) = (item / fours, base + item % fours);
-        let mut v = Four::new(0.0f32);
-        if k < comptime!(s.d / 4) && row < end {
-            let from = row * comptime!(s.stride / 4) + k;
-            if comptime!(join) {
-                let m = row * comptime!(s.mix_stride);
-                v = Four::new(mix[m + j]) * y[row * comptime!(s.y_stride / 4) + k];
-                #[unroll]
-                for i in 0..comptime!(s.n) {
-                    let c = mix[m + comptime!(s.n + i * s.n) + j];
-                    v += Four::new(c) * streams[from + comptime!(i * s.d / 4)];
-                }
-            } else {
-                v = streams[from + j * comptime!(s.d / 4)];
-            }
-        }
-        joined[at] = v;
-        at += CUBE_DIM as usize;
-    }
-    sync_cube();
-    if comptime!(join) {
-        at = UNIT_POS as usize;
-        while at < comptime!(s.n * s.part / 4 * s.rows) {
-            let (row, item) = (first + at / items, at % items);
-            let k = base + item % fours;
-            if k < comptime!(s.d / 4) && row < end {
-                streams[row * comptime!(s.stride / 4) + item / fours * comptime!(s.d / 4) + k] = joined[at];
-            }
-            at += CUBE_DIM as usize;
-        }
-    }
-    if comptime!(project) {
-        control_products(&joined, control, partial, base, first, end, s);
-        stream_products(&joined, partial, first, end, s);
-    }
-}
-
-/// Each plane takes `block` control numbers at a time: each weight is read once for all rows, each value once for all
-/// the plane's numbers.
-#[cube]
-fn control_products<E: Float>(
-    joined: &Shared<[Four]>,
-    control: &[Vector<E, Const<4>>],
-    partial: &mut [f32],
-    base: usize,
-    first: usize,
-    end: usize,
-    #[comptime] s: Hyper,
-) {
-    let (rows, block) = (comptime!(s.rows), comptime!(s.block));
-    let (fours, items) = (comptime!(s.part / 4), comptime!(s.n * s.part / 4));
-    let mut m = PLANE_POS as usize * block;
-    while m < comptime!(s.controls) {
-        let mut sums = Array::<f32>::new(comptime!(s.rows * s.block));
-        #[unroll]
-        for i in 0..comptime!(s.rows * s.block) {
-            sums[i] = 0.0f32;
-        }
-        let mut item = UNIT_POS_PLANE as usize;
-        while item < items {
-            // Channels beyond the last are zeros in `joined`.
-            let k = usize::min(base + item % fours, comptime!(s.d / 4 - 1));
-            let at = item / fours * comptime!(s.d / 4) + k;
-            #[unroll]
-            for b in 0..block {
-                let c = usize::min(m + b, comptime!(s.controls - 1));
-                let w = Four::cast_from(control[c * comptime!(s.input / 4) + at]);
-                #[unroll]
-                for r in 0..rows {
-                    sums[comptime!(r * s.block + b)] +=
-                        dot_four(w, joined[item + comptime!(r * s.n * s.part / 4)]);
-                }
-            }
-            item += PLANE_DIM as usize;
-        }
-        #[unroll]
-        for r in 0..rows {
-            #[unroll]
-            for b in 0..block {
-                let sum = plane_sum(sums[comptime!(r * s.block + b)]);
-                if UNIT_POS_PLANE == 0 && first + r < end && m + b < comptime!(s.controls) {
-                    let part = (first + r) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
-                    partial[part * comptime!(s.numbers()) + m + b] = sum;
-                }
-            }
-        }
-        m += (CUBE_DIM / PLANE_DIM) as usize * block;
-    }
-}
-
-/// Products of the streams with each other.
-#[cube]
-fn stream_products(
-    joined: &Shared<[Four]>,
-    partial: &mut [f32],
-    first: usize,
-    end: usize,
-    #[comptime] s: Hyper,
-) {
-    let fours = comptime!(s.part / 4);
-    let planes = CUBE_DIM / PLANE_DIM;
-    #[unroll]
-    for i in 0..comptime!(s.n) {
-        #[unroll]
-        for j in i..comptime!(s.n) {
-            // From the last plane on: the first ones have had more control numbers.
-            if (comptime!(s.pair(i, j) as u32) + PLANE_POS + 1) % planes == 0 {
-                #[unroll]
-                for r in 0..comptime!(s.rows) {
-                    let at = comptime!(r * s.n * s.part / 4);
-                    let mut sum = 0.0f32;
-                    let mut k = UNIT_POS_PLANE as usize;
-                    while k < fours {
-                        let a = joined[comptime!(i * s.part / 4) + at + k];
-                        sum += dot_four(a, joined[comptime!(j * s.part / 4) + at + k]);
-                        k += PLANE_DIM as usize;
-                    }
-                    sum = plane_sum(sum);
-                    if UNIT_POS_PLANE == 0 && first + r < end {
-                        let part = (first + r) * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
-                        partial[part * comptime!(s.numbers()) + comptime!(s.controls + s.pair(i, j))] = sum;
-                    }
-                }
-            }
         }
     }
 }

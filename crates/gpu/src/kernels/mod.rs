@@ -7,6 +7,7 @@ pub mod dot;
 pub mod experts;
 pub mod flash;
 pub mod hyper;
+pub mod join;
 pub mod matmul;
 pub mod project;
 pub mod select;

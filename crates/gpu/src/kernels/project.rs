@@ -39,6 +39,19 @@ pub fn project(
     #[comptime] columns: usize,
     #[comptime] tables: bool,
 ) {
+    project_jobs(x, &mut jobs, words, n, columns, tables);
+}
+
+/// This cube's share of the jobs.
+#[cube]
+pub fn project_jobs(
+    x: &Input,
+    jobs: &mut Sequence<Job>,
+    words: &[Vector<u32, Const<2>>],
+    n: u32,
+    #[comptime] columns: usize,
+    #[comptime] tables: bool,
+) {
     let tables = Tables::load(words, tables);
     #[unroll]
     for j in 0..comptime!(jobs.len()) {
@@ -101,32 +114,21 @@ pub fn project_quantized(
     let mut products = Shared::<[f32]>::new_slice(comptime!(per_cube * columns));
     let first = CUBE_POS_X as usize * per_cube;
     let first_column = CUBE_POS_Y as usize * columns;
-    let own = PLANE_POS as usize * per_plane;
-    let mut index = Array::<u32>::new(columns);
-    let mut acc = Array::<f32>::new(comptime!(per_plane * columns));
-    #[unroll]
-    for c in 0..columns {
-        index[c] = u32::min((first_column + c) as u32, n - 1);
-    }
-    #[unroll]
-    for i in 0..comptime!(per_plane * columns) {
-        acc[i] = 0.0f32;
-    }
     // A group of rows is a multiple of a cube's.
     let offset = (first / group) * comptime!(weights.input);
-    if own < per_cube {
-        dot_rows(weights, x, &tables, first + own, &index, offset, &mut acc, per_plane, columns);
-    }
-    #[unroll]
-    for c in 0..columns {
-        #[unroll]
-        for r in 0..per_plane {
-            let sum = plane_sum(acc[comptime!(r * columns + c)]);
-            if UNIT_POS_PLANE == 0 && own < per_cube {
-                products[comptime!(c * per_cube + r) + own] = sum;
-            }
-        }
-    }
+    cube_products(
+        x,
+        weights,
+        &tables,
+        first,
+        offset,
+        first_column,
+        n,
+        &mut products,
+        per_plane,
+        columns,
+        per_cube,
+    );
     sync_cube();
     let fours = comptime!(per_cube / 4);
     #[unroll]
@@ -141,5 +143,47 @@ pub fn project_quantized(
             }
         }
         store_four(&mut out, first_column + c, first / 4 + k, v, valid);
+    }
+}
+
+/// Products of `per_cube` rows of the matrix, from `first` on, with `columns` rows of the input from value `offset` on:
+/// `out [columns, per_cube]`. The cube has at least a plane for every `per_plane` rows.
+#[cube]
+pub fn cube_products(
+    x: &Input,
+    weights: &Weights,
+    tables: &Tables,
+    first: usize,
+    offset: usize,
+    first_column: usize,
+    n: u32,
+    out: &mut Shared<[f32]>,
+    #[comptime] per_plane: usize,
+    #[comptime] columns: usize,
+    #[comptime] per_cube: usize,
+) {
+    let own = PLANE_POS as usize * per_plane;
+    let mut index = Array::<u32>::new(columns);
+    let mut acc = Array::<f32>::new(comptime!(per_plane * columns));
+    #[unroll]
+    for c in 0..columns {
+        index[c] = u32::min((first_column + c) as u32, n - 1);
+    }
+    #[unroll]
+    for i in 0..comptime!(per_plane * columns) {
+        acc[i] = 0.0f32;
+    }
+    if own < per_cube {
+        dot_rows(weights, x, tables, first + own, &index, offset, &mut acc, per_plane, columns);
+    }
+    #[unroll]
+    for c in 0..columns {
+        #[unroll]
+        for r in 0..per_plane {
+            let sum = plane_sum(acc[comptime!(r * columns + c)]);
+            if UNIT_POS_PLANE == 0 && own < per_cube {
+                out[comptime!(c * per_cube + r) + own] = sum;
+            }
+        }
     }
 }
