@@ -175,10 +175,9 @@ impl Stage {
         let s =
             hyper(&self.shape, Share { units, ..Share::of(n) }, controls, matrix.map_or(0, Matrix::stored));
         let (y, mix) = join.as_ref().map_or((&nothing[0], &nothing[1]), |j| (&j.y, &j.mix));
-        let launch = if is_half(matrix) {
-            join::hc_control::launch_unchecked::<f16>
-        } else {
-            join::hc_control::launch_unchecked::<f32>
+        let launch = match is_half(matrix) {
+            true => join::hc_control::launch_unchecked::<f16>,
+            false => join::hc_control::launch_unchecked::<f32>,
         };
         // SAFETY: sizes are those of the shape; `partial` was allocated for the larger number of controls.
         self.timer.time(&self.client, "hc_control", || unsafe {
@@ -225,58 +224,32 @@ impl Stage {
         let (client, dim, words) = (&self.client, self.plane_dim(), self.words.arg(8));
         let (streams, mix, control) = (streams.arg(16), mix.arg(4), self.control_arg(matrix));
         let partial = self.scratch.partial.arg(4);
-        // SAFETY: a cube for each part of the channels; `partial` has room for the smallest parts.
         match product {
-            LastProduct::Attention { low, weights } => self.timer.time(client, "project_join", || {
-                let launch = if is_half(matrix) {
-                    join::project_join::launch_unchecked::<f16>
-                } else {
-                    join::project_join::launch_unchecked::<f32>
+            LastProduct::Attention { low, weights } => {
+                let launch = match is_half(matrix) {
+                    true => join::project_join::launch_unchecked::<f16>,
+                    false => join::project_join::launch_unchecked::<f32>,
                 };
-                unsafe {
+                let (n, rows) = (n as u32, JOINED_ROWS);
+                // SAFETY: a cube for each part of the channels; `partial` has room for the smallest parts.
+                self.timer.time(client, "project_join", || unsafe {
                     launch(
-                        client,
-                        count,
-                        dim,
-                        low,
-                        weights,
-                        words,
-                        streams,
-                        mix,
-                        control,
-                        partial,
-                        n as u32,
-                        JOINED_ROWS,
-                        s,
+                        client, count, dim, low, weights, words, streams, mix, control, partial, n, rows, s,
                     );
-                }
-            }),
-            LastProduct::Experts { hidden, routed, shared, ids, s: expert } => {
-                self.timer.time(client, "down_join", || {
-                    let launch = if is_half(matrix) {
-                        join::down_join::launch_unchecked::<f16>
-                    } else {
-                        join::down_join::launch_unchecked::<f32>
-                    };
-                    unsafe {
-                        launch(
-                            client,
-                            count,
-                            dim,
-                            hidden,
-                            routed,
-                            shared,
-                            ids.arg(4),
-                            words,
-                            streams,
-                            mix,
-                            control,
-                            partial,
-                            n as u32,
-                            expert,
-                            s,
-                        );
-                    }
+                });
+            }
+            LastProduct::Experts { hidden, routed, shared, ids, s: e } => {
+                let launch = match is_half(matrix) {
+                    true => join::down_join::launch_unchecked::<f16>,
+                    false => join::down_join::launch_unchecked::<f32>,
+                };
+                let (n, ids) = (n as u32, ids.arg(4));
+                // SAFETY: as above; `hidden` has a row for every pair of a row and an expert of it.
+                self.timer.time(client, "down_join", || unsafe {
+                    launch(
+                        client, count, dim, hidden, routed, shared, ids, words, streams, mix, control,
+                        partial, n, e, s,
+                    );
                 });
             }
         }

@@ -43,64 +43,66 @@ pub fn route(
     let (experts, used) = (comptime!(s.experts), comptime!(s.used));
     let mut p = Shared::<[f32]>::new_slice(experts);
     let mut order = Shared::<[f32]>::new_slice(experts);
-    let mut chosen = Shared::<[u32]>::new_slice(experts);
+    let mut chosen = Shared::<[u32]>::new_slice(used);
+    let mut ascending = Shared::<[u32]>::new_slice(used);
     #[unroll]
     for step in 0..comptime!(s.experts.div_ceil(ROUTE_UNITS)) {
         let e = UNIT_POS as usize + comptime!(step * ROUTE_UNITS);
         if e < experts {
             let v = f32::sqrt(softplus(logits[row * comptime!(s.stride) + e]));
             p[e] = v;
-            chosen[e] = 0u32;
             if comptime!(!s.hash) {
                 order[e] = v + bias[e];
             }
         }
     }
+    let unit = UNIT_POS as usize;
+    if unit < used {
+        // Scores that are not numbers leave places without a choice: those keep an expert that exists.
+        chosen[unit] =
+            if comptime!(s.hash) { table[plan[4 * row] as usize * used + unit] as u32 } else { unit as u32 };
+    }
     sync_cube();
-    if comptime!(s.hash) {
-        let token = plan[4 * row] as usize;
-        let mut k = UNIT_POS as usize;
-        while k < used {
-            chosen[table[token * used + k] as usize] = 1u32;
-            k += CUBE_DIM as usize;
-        }
-    } else {
+    if comptime!(!s.hash) {
         #[unroll]
         for step in 0..comptime!(s.experts.div_ceil(ROUTE_UNITS)) {
             let e = UNIT_POS as usize + comptime!(step * ROUTE_UNITS);
             if e < experts {
                 let own = order[e];
-                let mut better = 0u32;
+                let mut better = 0usize;
                 for j in 0..experts {
                     let other = order[j];
                     let first = other > own || (other == own && j < e);
-                    better += select(first, 1u32, 0u32);
+                    better += select(first, 1usize, 0usize);
                 }
-                chosen[e] = select(better < comptime!(s.used as u32), 1u32, 0u32);
+                if better < used {
+                    chosen[better] = e as u32;
+                }
             }
         }
+        sync_cube();
+    }
+    if unit < used {
+        let own = chosen[unit];
+        let mut place = 0usize;
+        #[unroll]
+        for j in 0..used {
+            let other = chosen[j];
+            place += select(other < own || (other == own && j < unit), 1usize, 0usize);
+        }
+        ascending[place] = own;
     }
     sync_cube();
-    // Place among the chosen, and the sum of their scores in that order.
-    #[unroll]
-    for step in 0..comptime!(s.experts.div_ceil(ROUTE_UNITS)) {
-        let e = UNIT_POS as usize + comptime!(step * ROUTE_UNITS);
-        if e < experts {
-            if chosen[e] == 1 {
-                let mut place = 0u32;
-                let mut sum = 0.0f32;
-                for j in 0..experts {
-                    let taken = chosen[j] == 1;
-                    sum += select(taken, p[j], 0.0f32);
-                    place += select(taken && j < e, 1u32, 0u32);
-                }
-                if place < comptime!(s.used as u32) {
-                    ids[row * used + place as usize] = e as u32;
-                    let scale = comptime!(s.scale.get()) / f32::max(sum, 1.175_494_4e-38f32);
-                    weights[row * used + place as usize] = p[e] * scale;
-                }
-            }
+    if unit < used {
+        let mut sum = 0.0f32;
+        #[unroll]
+        for j in 0..used {
+            sum += p[ascending[j] as usize];
         }
+        let own = ascending[unit];
+        let scale = comptime!(s.scale.get()) / f32::max(sum, 1.175_494_4e-38f32);
+        ids[row * used + unit] = own;
+        weights[row * used + unit] = p[own as usize] * scale;
     }
 }
 
@@ -133,7 +135,7 @@ pub struct Expert {
     pub tables: bool,
 }
 
-/// Weighted hidden activations of a (row, expert) pair along y, the shared expert's behind all others:
+/// Weighted hidden activations of a (row, expert) pair along y, the shared expert's before all others:
 /// `hidden [n * (used + 1), I]`, the shared expert's last of each row. A cube takes `per_cube` of the I; if that is
 /// whole blocks of 32, it quantizes them.
 #[cube(launch_unchecked)]
@@ -156,13 +158,15 @@ pub fn hidden(
     let per_plane = comptime!(s.per_plane);
     let first = CUBE_POS_X as usize * per_cube;
     let mut index = Array::<u32>::new(1usize);
-    let pair = CUBE_POS_Y as usize;
-    // The shared expert's pair, unless it is a routed one.
-    let mut row = pair - pairs as usize;
+    // The shared expert's pairs come first: its weights are the larger ones, and the device should not end with them.
+    let shared_pairs = pairs / comptime!(s.used as u32);
+    let routed = CUBE_POS_Y >= shared_pairs;
+    let mut row = CUBE_POS_Y as usize;
     let mut place = row * comptime!(s.used + 1) + comptime!(s.used);
     let mut weight = 1.0f32;
     let mut expert = 0usize;
-    if CUBE_POS_Y < pairs {
+    if routed {
+        let pair = (CUBE_POS_Y - shared_pairs) as usize;
         row = pair / comptime!(s.used);
         place = row * comptime!(s.used + 1) + pair % comptime!(s.used);
         weight = weights[pair];
@@ -182,7 +186,7 @@ pub fn hidden(
             ups[r] = 0.0f32;
         }
         let from = expert * comptime!(s.hidden) + first + own;
-        if CUBE_POS_Y < pairs {
+        if routed {
             dot_rows(gate, x, &tables, from, &index, 0usize, &mut gates, rows, 1usize);
             dot_rows(up, x, &tables, from, &index, 0usize, &mut ups, rows, 1usize);
         } else {
