@@ -294,11 +294,11 @@ mod tests {
     #[test]
     fn explicit_devices_share_the_model() {
         with_flash(|s| {
-            let all: Vec<_> = (0..4).map(|i| gpu(Api::Cuda, i, 48, false)).collect();
+            let all: Vec<_> = (0..4).map(|i| gpu(Api::Cuda, i, 50, false)).collect();
             let run = |indices: &[usize], context| names(explicit(Api::Cuda, &all, indices, s, context));
             assert_eq!(run(&[1, 3], 32_768), ["cuda 1 (X)", "cuda 3 (X)"]);
             let error = &run(&[0], 32_768)[0];
-            for part in ["weights 86.7", " + cache ", " + work buffers ", "at 32768 tokens", "46.50 GB free"]
+            for part in ["weights 86.7", " + cache ", " + work buffers ", "at 32768 tokens", "48.44 GB free"]
             {
                 assert!(error.contains(part), "{part} in {error}");
             }

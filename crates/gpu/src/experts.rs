@@ -137,8 +137,7 @@ impl Stage {
         if self.joined_part(n).is_some() {
             self.last_product = Some(LastProduct::Experts {
                 hidden: self.scratch.hidden.input(),
-                routed: down.arg(),
-                shared: shared_down.arg(),
+                down: Box::new([down.arg(), shared_down.arg()]),
                 ids: routes.ids.clone(),
                 s: Expert { per_plane: JOINED_ROWS, at_once: JOINED_ROWS, ..s },
             });

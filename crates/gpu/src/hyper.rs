@@ -9,7 +9,7 @@ use crate::kernels::experts::Expert;
 use crate::kernels::hyper::{self, Hyper, MIX_UNITS};
 use crate::kernels::join;
 use crate::layout::Format;
-use crate::project::columns;
+use crate::project::{columns, planes};
 use crate::rows::{Matrix, Rows, Vector};
 use crate::stage::Stage;
 use cubecl::prelude::*;
@@ -18,8 +18,8 @@ use half::f16;
 
 /// A sublayer's last product, which waits to be one step with the join that follows it.
 pub(crate) enum LastProduct {
-    Attention { low: InputLaunch, weights: WeightsLaunch },
-    Experts { hidden: InputLaunch, routed: WeightsLaunch, shared: WeightsLaunch, ids: Buffer, s: Expert },
+    Attention { low: InputLaunch, weights: Box<WeightsLaunch> },
+    Experts { hidden: InputLaunch, down: Box<[WeightsLaunch; 2]>, ids: Buffer, s: Expert },
 }
 
 /// A join of a sublayer's output into streams that waits to be made.
@@ -34,8 +34,6 @@ pub(crate) struct Join {
 /// Rows of the sublayer's last matrix that a plane takes, where it joins them, too: the same for all passes of few
 /// rows, since it decides how sums are split.
 pub(crate) const JOINED_ROWS: usize = 2;
-/// Fewest channels that a cube joins.
-const LEAST_PART: usize = 8;
 
 /// Units of a cube where a row is a cube.
 pub(crate) const UNITS: u32 = 256;
@@ -47,14 +45,6 @@ struct Share {
     rows: usize,
     units: usize,
     block: usize,
-}
-
-impl Share {
-    /// Of a pass of `n` rows: of few, many cubes share the width; of many, several share each weight.
-    fn of(n: usize) -> Self {
-        let (part, rows, block) = if n > FEW_ROWS { (256, 4, 3) } else { (64, 1, 1) };
-        Share { part, rows, units: UNITS as usize, block }
-    }
 }
 
 /// What the hyper-connection kernels are specialised by.
@@ -77,14 +67,22 @@ fn hyper(shape: &Shape, share: Share, controls: usize, input: usize) -> Hyper {
     }
 }
 
-/// Values that a pass of up to `n` rows needs for partial sums.
-pub(crate) fn partial_values(shape: &Shape, n: usize) -> usize {
+/// Channels of a cube in passes of few rows, which may join what they make of a sublayer's output.
+fn few_part(plane: u32) -> usize {
+    (planes(plane) * JOINED_ROWS).next_multiple_of(4)
+}
+
+/// Channels of a cube in passes for the matrix units.
+const MANY_PART: usize = 256;
+
+/// Values that a pass of up to `n` rows needs for partial sums, of which more than `few` are for the matrix units.
+pub(crate) fn partial_values(shape: &Shape, n: usize, few: usize, plane: u32) -> usize {
     let of = |n: usize, part: usize| {
-        let share = Share { part, ..Share::of(n) };
+        let share = Share { part, rows: 1, units: UNITS as usize, block: 1 };
         let hyper = hyper(shape, share, shape.hc_mix(), shape.streams_width());
         n * hyper.parts() * hyper.numbers()
     };
-    of(n, Share::of(n).part).max(of(n.min(FEW_ROWS), LEAST_PART))
+    of(n, MANY_PART).max(of(n.min(few), few_part(plane)))
 }
 
 /// Cubes for `units` units along x.
@@ -152,9 +150,21 @@ impl Stage {
 
     /// Channels that a cube makes of a sublayer's output and joins at once, in passes where one step does both.
     pub(crate) fn joined_part(&self, n: usize) -> Option<usize> {
-        let part = self.planes() * JOINED_ROWS;
-        let fits = part >= LEAST_PART && part.is_multiple_of(4) && self.shape.width.is_multiple_of(part);
+        let part = few_part(self.abilities.plane);
+        let fits = part == self.planes() * JOINED_ROWS && self.shape.width.is_multiple_of(part);
         (fits && n <= FEW_ROWS && !self.current.observed).then_some(part)
+    }
+
+    /// How cubes share the streams of `n` rows. Their parts decide how sums are split: one size for all passes of few
+    /// rows, however these are computed.
+    fn share(&self, n: usize, controls: usize) -> Share {
+        if n > self.abilities.few {
+            // Several rows and control numbers share each weight.
+            return Share { part: MANY_PART, rows: 4, units: UNITS as usize, block: 3 };
+        }
+        let planes = controls.max(4) as u32;
+        let units = (planes * self.abilities.plane).clamp(UNITS, self.abilities.units.min(1024)) as usize;
+        Share { part: few_part(self.abilities.plane), rows: 1, units, block: 1 }
     }
 
     /// Joins a sublayer's output into the streams (if given), and computes their products with a control matrix (if
@@ -169,11 +179,7 @@ impl Stage {
             join => join,
         };
         let controls = matrix.map_or(0, |m| m.rows);
-        // Of few rows, as many planes as there are control numbers.
-        let planes = if n > FEW_ROWS { 8 } else { controls.max(4) as u32 };
-        let units = (planes * self.abilities.plane).clamp(UNITS, self.abilities.units.min(1024)) as usize;
-        let s =
-            hyper(&self.shape, Share { units, ..Share::of(n) }, controls, matrix.map_or(0, Matrix::stored));
+        let s = hyper(&self.shape, self.share(n, controls), controls, matrix.map_or(0, Matrix::stored));
         let (y, mix) = join.as_ref().map_or((&nothing[0], &nothing[1]), |j| (&j.y, &j.mix));
         let launch = match is_half(matrix) {
             true => join::hc_control::launch_unchecked::<f16>,
@@ -184,7 +190,7 @@ impl Stage {
             launch(
                 &self.client,
                 CubeCount::new_2d(s.parts() as u32, n.div_ceil(s.rows) as u32),
-                CubeDim::new_1d(units as u32),
+                CubeDim::new_1d(s.units as u32),
                 streams.arg(16),
                 y.arg(16),
                 mix.arg(4),
@@ -218,7 +224,7 @@ impl Stage {
             LastProduct::Attention { .. } => columns(n),
             LastProduct::Experts { .. } => 1,
         };
-        let share = Share { part: self.planes() * JOINED_ROWS, rows, units: UNITS as usize, block: 1 };
+        let share = Share { part: few_part(self.abilities.plane), rows, units: UNITS as usize, block: 1 };
         let s = hyper(&self.shape, share, matrix.map_or(0, |m| m.rows), matrix.map_or(0, Matrix::stored));
         let count = CubeCount::new_2d(s.parts() as u32, n.div_ceil(rows) as u32);
         let (client, dim, words) = (&self.client, self.plane_dim(), self.words.arg(8));
@@ -230,7 +236,7 @@ impl Stage {
                     true => join::project_join::launch_unchecked::<f16>,
                     false => join::project_join::launch_unchecked::<f32>,
                 };
-                let (n, rows) = (n as u32, JOINED_ROWS);
+                let (weights, n, rows) = (*weights, n as u32, JOINED_ROWS);
                 // SAFETY: a cube for each part of the channels; `partial` has room for the smallest parts.
                 self.timer.time(client, "project_join", || unsafe {
                     launch(
@@ -238,12 +244,12 @@ impl Stage {
                     );
                 });
             }
-            LastProduct::Experts { hidden, routed, shared, ids, s: e } => {
+            LastProduct::Experts { hidden, down, ids, s: e } => {
                 let launch = match is_half(matrix) {
                     true => join::down_join::launch_unchecked::<f16>,
                     false => join::down_join::launch_unchecked::<f32>,
                 };
-                let (n, ids) = (n as u32, ids.arg(4));
+                let ([routed, shared], n, ids) = (*down, n as u32, ids.arg(4));
                 // SAFETY: as above; `hidden` has a row for every pair of a row and an expert of it.
                 self.timer.time(client, "down_join", || unsafe {
                     launch(
@@ -479,7 +485,7 @@ impl Stage {
             });
         }
         self.project_step(stream, &mut [(&mtp.h_proj, h)]);
-        let s = hyper(&self.shape, Share::of(n), 0, 0);
+        let s = hyper(&self.shape, self.share(n, 0), 0, 0);
         streams.take(n, copies * d);
         // SAFETY: sizes are those of the shape.
         unsafe {

@@ -44,6 +44,11 @@ pub(crate) fn columns(n: usize) -> usize {
     [1, 2, 4].into_iter().find(|&c| c >= n).unwrap_or(8)
 }
 
+/// Planes of a cube, at the least.
+pub(crate) fn planes(plane: u32) -> usize {
+    (UNITS / plane).max(1) as usize
+}
+
 impl Stage {
     /// Cubes so that every `per_plane` of `rows` rows have a plane.
     pub(crate) fn plane_cubes(&self, rows: usize, per_plane: usize) -> u32 {
@@ -53,7 +58,7 @@ impl Stage {
 
     /// Planes of a cube, at the least.
     pub(crate) fn planes(&self) -> usize {
-        (UNITS / self.abilities.plane).max(1) as usize
+        planes(self.abilities.plane)
     }
 
     pub(crate) fn plane_dim(&self) -> CubeDim {
@@ -89,7 +94,7 @@ impl Stage {
         if w.format.int8() && !low.quantized {
             self.quantize(low, low.n);
         }
-        self.last_product = Some(LastProduct::Attention { low: low.input(), weights: w.arg() });
+        self.last_product = Some(LastProduct::Attention { low: low.input(), weights: Box::new(w.arg()) });
     }
 
     /// Group `g` of the input meets rows `g * rows/groups..` of `w`.
@@ -224,9 +229,8 @@ impl Stage {
         let tables = jobs.iter().any(|(w, ..)| w.format == Format::Iq2);
         let count = CubeCount::new_2d(first, x.n.div_ceil(columns) as u32);
         let (client, dim, words) = (&self.client, self.plane_dim(), self.words.arg(8));
-        // SAFETY: every matrix has rows of the input's (or a group's) width, every output room for its rows; the
-        // plan's stores lie in the arena, with a slot for every position.
         match absorbing {
+            // SAFETY: every matrix has rows of the input's (or a group's) width, every output room for its rows.
             None => self.timer.time(client, "project", || unsafe {
                 project::project::launch_unchecked(
                     client,
@@ -240,6 +244,7 @@ impl Stage {
                     tables,
                 );
             }),
+            // SAFETY: as above; the plan's stores lie in the arena, with a slot for every position.
             Some(a) => self.timer.time(client, "project_absorb", || unsafe {
                 cache::project_absorb::launch_unchecked(
                     client,

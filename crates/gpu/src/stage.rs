@@ -171,7 +171,7 @@ impl Stage {
         let indexed = shape.layers.contains(&LayerKind::Indexed);
         let index_rows = if indexed { rows } else { 0 };
         let scratch = Scratch {
-            partial: f32s(crate::hyper::partial_values(shape, rows)),
+            partial: f32s(crate::hyper::partial_values(shape, rows, abilities.few, abilities.plane)),
             hidden: Rows::new(&client, few * (shape.experts_used + 1), shape.expert_width, true),
             grouped: (rows > abilities.few).then(|| {
                 let tiles = crate::experts::room_for_tiles(rows, shape.experts_used, shape.experts);

@@ -34,11 +34,11 @@ fn flash_needs() {
 fn the_largest_context_is_the_last_that_fits() {
     let (shape, weights) = flash();
     let sizing = sizing(&shape, weights, 2048);
-    assert_eq!(sizing.largest_context(80 * GB), 0);
-    assert_eq!(sizing.largest_context(141 * GB), shape.context);
+    assert_eq!(sizing.largest_context(&[80 * GB]), 0);
+    assert_eq!(sizing.largest_context(&[141 * GB]), shape.context);
     let least = sizing.needs(0).total();
     for memory in [least, least + GB / 100, 90 * GB, 91 * GB] {
-        let largest = sizing.largest_context(memory);
+        let largest = sizing.largest_context(&[memory]);
         assert!(sizing.needs(largest).fit(memory) && !sizing.needs(largest + 1024).fit(memory), "{largest}");
         assert!(largest.is_multiple_of(1024));
     }
