@@ -5,7 +5,8 @@ use crate::hyper::{JOINED_ROWS, LastProduct};
 use crate::kernels::common::Real;
 use crate::kernels::dot::Form;
 use crate::kernels::experts::{self, Expert, RouteShape};
-use crate::kernels::matmul::{self, ExpertMatmul, Tiling};
+use crate::kernels::grouped::{self, ExpertMatmul};
+use crate::kernels::matmul::{self, Tiling};
 use crate::layout::Format;
 use crate::project::rows_per_plane;
 use crate::rows::{Matrix, Routes, Rows};
@@ -194,7 +195,7 @@ impl Stage {
         // SAFETY: routes are experts; every buffer has a row for every pair, and room for `most` tiles.
         unsafe {
             self.timer.time(&self.client, "sort_pairs", || {
-                matmul::sort_pairs::launch_unchecked(
+                grouped::sort_pairs::launch_unchecked(
                     &self.client,
                     CubeCount::new_single(),
                     CubeDim::new_1d(256),
@@ -211,7 +212,7 @@ impl Stage {
             {
                 let s = shape(is_shared, x.stride, self.shape.expert_width, hidden_stride);
                 self.timer.time(&self.client, "hidden_matmul", || {
-                    matmul::hidden_matmul::launch_unchecked(
+                    grouped::hidden_matmul::launch_unchecked(
                         &self.client,
                         CubeCount::new_2d(s.columns.div_ceil(tiling.columns / 2) as u32, tiles(is_shared)),
                         dim,
@@ -231,7 +232,7 @@ impl Stage {
             for (down, is_shared) in [(&shared.down, true), (&ffn.down.all, false)] {
                 let s = shape(is_shared, hidden_stride, self.shape.width, y.stride);
                 self.timer.time(&self.client, "down_matmul", || {
-                    matmul::down_matmul::launch_unchecked(
+                    grouped::down_matmul::launch_unchecked(
                         &self.client,
                         CubeCount::new_2d(s.columns.div_ceil(tiling.columns) as u32, tiles(is_shared)),
                         dim,
@@ -247,7 +248,7 @@ impl Stage {
                 });
             }
             self.timer.time(&self.client, "combine", || {
-                matmul::combine::launch_unchecked(
+                grouped::combine::launch_unchecked(
                     &self.client,
                     CubeCount::new_2d((self.shape.width / 4).div_ceil(128) as u32, n as u32),
                     CubeDim::new_1d(128),

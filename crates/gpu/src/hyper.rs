@@ -150,8 +150,13 @@ impl Stage {
 
     /// Channels that a cube makes of a sublayer's output and joins at once, in passes where one step does both.
     pub(crate) fn joined_part(&self, n: usize) -> Option<usize> {
-        let part = few_part(self.abilities.plane);
-        let fits = part == self.planes() * JOINED_ROWS && self.shape.width.is_multiple_of(part);
+        let (part, rows, s) = (few_part(self.abilities.plane), columns(n), &self.shape);
+        let items = s.streams * part / 4;
+        // Streams and control numbers, outputs, post and comb; the tables of a format.
+        let shared = 16 * items * (rows + s.hc_mix()) + 4 * rows * (part + s.hc_mix()) + 2048;
+        let fits = part == self.planes() * JOINED_ROWS
+            && s.width.is_multiple_of(part)
+            && shared <= self.abilities.shared;
         (fits && n <= FEW_ROWS && !self.current.observed).then_some(part)
     }
 

@@ -1,0 +1,257 @@
+//! Weights on their way to the matrix units: a slice of a row from memory, then as f16 into shared memory.
+
+use super::dot::{Eight, Four, Quad, Weights, eight_signs};
+use crate::layout::Format;
+use cubecl::prelude::*;
+use half::f16;
+
+type Two = Vector<f16, Const<2>>;
+
+/// The grid of IQ2_XXS in f16: eight magnitudes of a code.
+#[derive(CubeType)]
+pub struct HalfTables {
+    grid: Shared<[Quad]>,
+}
+
+#[cube]
+impl HalfTables {
+    pub fn load(words: &[Quad], #[comptime] needed: bool) -> HalfTables {
+        let mut grid = Shared::<[Quad]>::new_slice(comptime!(if needed { 256usize } else { 1usize }));
+        if comptime!(needed) {
+            let mut i = UNIT_POS as usize;
+            while i < 256 {
+                grid[i] = words[i];
+                i += CUBE_DIM as usize;
+            }
+            sync_cube();
+        }
+        HalfTables { grid }
+    }
+}
+
+/// Part of a row of weights as it is stored: a slice of depth.
+#[derive(CubeType)]
+pub struct Stored {
+    quads: Array<Quad>,
+    /// Scales, or scale and minimum of a block.
+    scales: Array<f32>,
+    /// Scales within the block.
+    sub: Array<u32>,
+}
+
+/// Quads of a slice.
+pub const fn quads_of(format: Format, depth: usize) -> usize {
+    depth.div_ceil(format.unit())
+}
+
+#[cube]
+impl Stored {
+    pub fn new(#[comptime] format: Format, #[comptime] depth: usize) -> Stored {
+        Stored {
+            quads: Array::<Quad>::new(comptime!(quads_of(format, depth))),
+            scales: Array::<f32>::new(2usize),
+            sub: Array::<u32>::new(2usize),
+        }
+    }
+}
+
+/// Loads slice `slice` of row `row`. Depth beyond the end of the row is zeros.
+#[cube]
+pub fn fetch(w: &Weights, row: usize, slice: usize, to: &mut Stored, #[comptime] depth: usize) {
+    let units = comptime!(w.input / w.format.unit());
+    let count = comptime!(quads_of(w.format, depth));
+    let first = slice * comptime!(depth) / comptime!(w.format.unit());
+    #[unroll]
+    for i in 0..count {
+        let at = first + i;
+        let end = comptime!(units - 1);
+        let quad = if comptime!(w.format == Format::F16) {
+            Quad::reinterpret(w.halves.index(0usize)[row * units + usize::min(at, end)])
+        } else {
+            w.quants.index(0usize)[row * units + usize::min(at, end)]
+        };
+        to.quads[i] =
+            if comptime!(w.input % depth == 0) { quad } else { select(at < units, quad, Quad::new(0u32)) };
+    }
+    match comptime!(w.format) {
+        Format::F32 | Format::F16 => {}
+        Format::Q8 =>
+        {
+            #[unroll]
+            for i in 0..comptime!(depth / 32) {
+                let at = usize::min(slice * comptime!(depth / 32) + i, comptime!(units / 2 - 1));
+                to.scales[i] = f32::cast_from(w.scales.index(0usize)[row * comptime!(units / 2) + at]);
+            }
+        }
+        Format::Iq2 => {
+            let block = row * comptime!(units / 4) + first / 4;
+            to.scales[0] = f32::cast_from(w.scales.index(0usize)[block]);
+        }
+        Format::Q2K => {
+            let block = row * comptime!(units / 4) + first / 4;
+            to.scales[0] = f32::cast_from(w.scales.index(0usize)[2 * block]);
+            to.scales[1] = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
+            to.sub[0] = w.sub.index(0usize)[row * units + first];
+        }
+        Format::Q4K => {
+            let block = row * comptime!(units / 8) + first / 8;
+            to.scales[0] = f32::cast_from(w.scales.index(0usize)[2 * block]);
+            to.scales[1] = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
+            let (word, shift) = (4 * block + first / 4 % 2, (8 * (first % 4)) as u32);
+            to.sub[0] = w.sub.index(0usize)[word] >> shift;
+            to.sub[1] = w.sub.index(0usize)[word + 2] >> shift;
+        }
+    }
+}
+
+/// Two f16 in a word.
+#[cube]
+fn word_of(v: Two) -> u32 {
+    u32::reinterpret(v)
+}
+
+#[cube]
+fn two_of(word: u32) -> Two {
+    Two::reinterpret(word)
+}
+
+/// Sixteen unsigned bytes as f16, minus `offset`, times `scale`, minus `low`: two quads.
+#[cube]
+fn bytes_to_half(bytes: Quad, #[comptime] offset: f32, scale: Two, low: Two, out: &mut Array<Quad>) {
+    let offset = pair_of(comptime!(offset));
+    #[unroll]
+    for i in 0..2usize {
+        let mut q = Quad::empty();
+        #[unroll]
+        for j in 0..2usize {
+            let four = bytes.extract(comptime!(2 * i + j));
+            // 0x6400 is 1024, whose last bits are ones.
+            let a = (four & 0xff) | ((four & 0xff00) << 8) | 0x6400_6400;
+            let b = ((four >> 16) & 0xff) | ((four >> 8) & 0x00ff_0000) | 0x6400_6400;
+            q.insert(comptime!(2 * j), word_of((two_of(a) - offset) * scale - low));
+            q.insert(comptime!(2 * j + 1), word_of((two_of(b) - offset) * scale - low));
+        }
+        out[i] = q;
+    }
+}
+
+/// Two f32 as f16.
+#[cube]
+fn pair(a: f32, b: f32) -> u32 {
+    let mut v = Two::empty();
+    v.insert(0usize, f16::cast_from(a));
+    v.insert(1usize, f16::cast_from(b));
+    word_of(v)
+}
+
+#[cube]
+fn pair_of(value: f32) -> Two {
+    Two::new(f16::cast_from(value))
+}
+
+/// Weights `16 * chunk ..` of a slice as f16, two quads; of the second half of a quad where that is `odd`.
+#[cube]
+fn decode(
+    from: &Stored,
+    tables: &HalfTables,
+    odd: bool,
+    #[comptime] chunk: usize,
+    #[comptime] format: Format,
+    #[comptime] depth: usize,
+) -> Array<Quad> {
+    let mut out = Array::<Quad>::new(2usize);
+    // Whether slices are halves of a quad.
+    let halves = comptime!(depth < format.unit());
+    match comptime!(format) {
+        Format::F32 =>
+        {
+            #[unroll]
+            for i in 0..2usize {
+                let a = Four::reinterpret(from.quads[comptime!(4 * chunk + 2 * i)]);
+                let b = Four::reinterpret(from.quads[comptime!(4 * chunk + 2 * i + 1)]);
+                let mut q = Quad::empty();
+                q.insert(0usize, pair(a.extract(0usize), a.extract(1usize)));
+                q.insert(1usize, pair(a.extract(2usize), a.extract(3usize)));
+                q.insert(2usize, pair(b.extract(0usize), b.extract(1usize)));
+                q.insert(3usize, pair(b.extract(2usize), b.extract(3usize)));
+                out[i] = q;
+            }
+        }
+        Format::F16 => {
+            out[0] = from.quads[comptime!(2 * chunk)];
+            out[1] = from.quads[comptime!(2 * chunk + 1)];
+        }
+        Format::Iq2 => {
+            // Codes of four eights, then their signs and a scale; twice in a quad.
+            let quad = from.quads[0];
+            let group = comptime!(chunk / 2);
+            let mut codes = quad.extract(comptime!(2 * group));
+            let mut aux = quad.extract(comptime!(2 * group + 1));
+            if comptime!(halves) {
+                codes = select(odd, quad.extract(2usize), codes);
+                aux = select(odd, quad.extract(3usize), aux);
+            }
+            let scale = pair_of(from.scales[0] * 0.125f32 * f32::cast_from(2 * (aux >> 28) + 1));
+            #[unroll]
+            for i in 0..2usize {
+                let eight = comptime!(2 * (chunk % 2) as u32 + i as u32);
+                let magnitude = tables.grid[((codes >> comptime!(8 * eight)) & 255) as usize];
+                // Two copies of the signs, so that one shift brings two of them to the tops of two halves.
+                let signs = eight_signs(aux >> comptime!(7 * eight)) * 0x8001;
+                let mut q = Quad::empty();
+                #[unroll]
+                for j in 0..4usize {
+                    let flip = (signs << comptime!(15 - 2 * j as u32)) & 0x8000_8000;
+                    q.insert(j, word_of(two_of(magnitude.extract(j) ^ flip) * scale));
+                }
+                out[i] = q;
+            }
+        }
+        Format::Q8 => {
+            let scale = pair_of(from.scales[comptime!(chunk / 2)]);
+            let bytes = from.quads[chunk] ^ Quad::new(0x8080_8080u32);
+            let none = pair_of(0.0f32);
+            bytes_to_half(bytes, comptime!(1152.0f32), scale, none, &mut out);
+        }
+        Format::Q2K => {
+            let mut shift = comptime!(2 * chunk as u32).runtime();
+            if comptime!(halves) {
+                shift += select(odd, 4u32, 0u32);
+            }
+            let sub = from.sub[0] >> (4 * shift);
+            let scale = pair_of(from.scales[0] * f32::cast_from(sub & 15));
+            let low = pair_of(from.scales[1] * f32::cast_from((sub >> 4) & 15));
+            let bytes = (from.quads[0] >> Quad::new(shift)) & Quad::new(0x0303_0303u32);
+            bytes_to_half(bytes, comptime!(1024.0f32), scale, low, &mut out);
+        }
+        Format::Q4K => {
+            let group = comptime!(chunk as u32 / 2);
+            let scale = pair_of(from.scales[0] * f32::cast_from((from.sub[0] >> comptime!(8 * group)) & 255));
+            let low = pair_of(from.scales[1] * f32::cast_from((from.sub[1] >> comptime!(8 * group)) & 255));
+            let bytes = (from.quads[comptime!(chunk / 2)] >> Quad::new(comptime!(4 * (chunk as u32 % 2))))
+                & Quad::new(0x0f0f_0f0fu32);
+            bytes_to_half(bytes, comptime!(1024.0f32), scale, low, &mut out);
+        }
+    }
+    out
+}
+
+/// Decodes chunks `first..end` of 16 weights of a slice of a row into shared memory.
+#[cube]
+pub fn store_weights(
+    from: &Stored,
+    tables: &HalfTables,
+    odd: bool,
+    b: &mut Shared<[Eight]>,
+    at: usize,
+    #[comptime] chunks: (usize, usize),
+    #[comptime] format: Format,
+    #[comptime] depth: usize,
+) {
+    #[unroll]
+    for chunk in comptime!(chunks.0)..comptime!(chunks.1) {
+        let decoded = decode(from, tables, odd, chunk, format, depth);
+        b[at + comptime!(2 * chunk)] = Eight::reinterpret(decoded[0]);
+        b[at + comptime!(2 * chunk + 1)] = Eight::reinterpret(decoded[1]);
+    }
+}
