@@ -204,7 +204,6 @@ impl Stage {
                 n as u32,
                 s,
                 join.is_some(),
-                matrix.is_some(),
             );
         });
         s

@@ -20,6 +20,16 @@ struct Place {
     end: usize,
 }
 
+/// Where this cube is, of a grid of parts by groups of `rows` rows.
+#[cube]
+fn place_of(end: u32, #[comptime] s: Hyper) -> Place {
+    Place {
+        row: CUBE_POS_Y as usize * comptime!(s.rows),
+        four: CUBE_POS_X as usize * comptime!(s.fours()),
+        end: end as usize,
+    }
+}
+
 /// A unit's share of what its cube will hold, on its way while the sublayer's output is computed.
 #[derive(CubeType)]
 struct Coming {
@@ -145,13 +155,8 @@ pub fn hc_control<E: Float>(
     end: u32,
     #[comptime] s: Hyper,
     #[comptime] join: bool,
-    #[comptime] project: bool,
 ) {
-    let place = Place {
-        row: CUBE_POS_Y as usize * comptime!(s.rows),
-        four: CUBE_POS_X as usize * comptime!(s.fours()),
-        end: end as usize,
-    };
+    let place = place_of(end, s);
     let mut held = lay(&fetch(&*streams, mix, &place, s, join), s, join);
     let outputs = comptime!(if join { s.part * s.rows } else { 1 });
     let mut own = Shared::<[f32]>::new_slice(outputs);
@@ -174,7 +179,7 @@ pub fn hc_control<E: Float>(
         join_held(&mut held, &own, streams, &place, s);
     }
     sync_cube();
-    if comptime!(project) {
+    if comptime!(s.controls > 0) {
         control_products(&held, control, partial, &place, s, false);
         stream_products(&held, partial, &place, s);
     }
@@ -341,11 +346,7 @@ pub fn project_join<E: Float>(
     #[comptime] per_plane: usize,
     #[comptime] s: Hyper,
 ) {
-    let place = Place {
-        row: CUBE_POS_Y as usize * comptime!(s.rows),
-        four: CUBE_POS_X as usize * comptime!(s.fours()),
-        end: n as usize,
-    };
+    let place = place_of(n, s);
     let coming = fetch(&*streams, mix, &place, s, true);
     let coming_control = fetch_control(control, &place, s);
     let tables = Tables::load(words, comptime!(weights.format == Format::Iq2));
@@ -371,8 +372,7 @@ pub fn down_join<E: Float>(
     #[comptime] expert: Expert,
     #[comptime] s: Hyper,
 ) {
-    let place =
-        Place { row: CUBE_POS_Y as usize, four: CUBE_POS_X as usize * comptime!(s.fours()), end: n as usize };
+    let place = place_of(n, s);
     let coming = fetch(&*streams, mix, &place, s, true);
     let coming_control = fetch_control(control, &place, s);
     let tables = Tables::load(words, expert.tables);
