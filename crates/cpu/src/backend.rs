@@ -8,7 +8,7 @@ use crate::store::Store;
 use ds4_gguf::Tensor;
 use ds4_model::cache::{Layout, Part};
 use ds4_model::{
-    Backend, BackendError, Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan,
+    Backend, BackendError, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan,
     Role, RopeTables, Run, Shape,
 };
 use std::ops::Range;
@@ -273,8 +273,16 @@ impl Backend for Cpu {
     fn project_groups(&mut self, w: &Matrix, heads: &Rows, low: &mut Rows) {
         self.project_groups_step(w, heads, low);
     }
-    fn route(&mut self, choice: &Choice<Self>, logits: &Rows, plan: &Plan, routes: &mut Routes) {
-        self.route_step(choice, logits, plan, routes);
+    fn route(
+        &mut self,
+        ffn: &FeedForward<Self>,
+        x: &Rows,
+        plan: &Plan,
+        logits: &mut Rows,
+        routes: &mut Routes,
+    ) {
+        self.project(x, &mut [(&ffn.router, logits)]);
+        self.route_step(&ffn.choice, logits, plan, routes);
     }
     fn experts_forward(&mut self, ffn: &FeedForward<Self>, x: &Rows, routes: &Routes, y: &mut Rows) {
         self.experts_step(ffn, x, routes, y);

@@ -239,7 +239,7 @@ impl Stage {
                         CubeCount::new_2d(cubes(visible, SCORE_KEYS as u32), rows),
                         CubeDim::new_1d(SCORE_UNITS as u32),
                         q.values.arg(4),
-                        self.scratch.index_words.arg(4),
+                        self.scratch.index_words.arg(16),
                         self.scratch.index_scales.arg(4),
                         weights.values.arg(4),
                         self.plan.arg(4),

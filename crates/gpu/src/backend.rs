@@ -10,8 +10,8 @@ use ds4_gguf::Tensor;
 use ds4_model::cache::{Layout, Part};
 use ds4_model::memory::split_layers;
 use ds4_model::{
-    Backend, BackendError, Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp,
-    PassForm, Plan, Role, Run, Shape, Steps,
+    Backend, BackendError, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, PassForm, Plan,
+    Role, Run, Shape, Steps,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -379,8 +379,16 @@ impl Backend for Gpu {
         let at = self.at;
         self.stages[at].project_out_step(w, &low[at], &mut y[at]);
     }
-    fn route(&mut self, choice: &Choice<Self>, logits: &Vec<Rows>, _plan: &Plan, routes: &mut Vec<Routes>) {
-        self.stages[self.at].route_step(choice, &logits[self.at], &mut routes[self.at]);
+    fn route(
+        &mut self,
+        ffn: &FeedForward<Self>,
+        x: &Vec<Rows>,
+        _plan: &Plan,
+        logits: &mut Vec<Rows>,
+        routes: &mut Vec<Routes>,
+    ) {
+        let at = self.at;
+        self.stages[at].route_step(ffn, &x[at], &mut logits[at], &mut routes[at]);
     }
     fn experts_forward(
         &mut self,

@@ -109,20 +109,22 @@ pub(crate) fn usable_tile(client: &Client) -> Option<usize> {
 
 /// Side of the square tiles of f16 that the matrix units multiply into f32, if there are any.
 pub(crate) fn matrix_tile(client: &Client) -> Option<usize> {
+    let offered = |&side: &u32| client.features().matmul.cmma.contains(&half_products(side, side, side));
+    [16, 8].into_iter().find(offered).map(|side| side as usize)
+}
+
+/// Whether the device says which unit holds which part of a tile of 16x16: products and loads are then by fragments.
+pub(crate) fn has_fragments(client: &Client) -> bool {
+    let matmul = &client.features().matmul;
+    matrix_tile(client) == Some(16)
+        && matmul.mma.contains(&half_products(16, 8, 16))
+        && matmul.ldmatrix.contains(&ElemType::Float(FloatKind::F16))
+}
+
+/// Products of f16, summed in f32.
+fn half_products(m: u32, n: u32, k: u32) -> MmaConfig {
     let (half, single) = (ElemType::Float(FloatKind::F16), ElemType::Float(FloatKind::F32));
-    [16, 8]
-        .into_iter()
-        .find(|&side| {
-            client.features().matmul.cmma.contains(&MmaConfig {
-                a_type: half,
-                b_type: half,
-                cd_type: single,
-                m: side,
-                n: side,
-                k: side,
-            })
-        })
-        .map(|side| side as usize)
+    MmaConfig { a_type: half, b_type: half, cd_type: single, m, n, k }
 }
 
 /// All devices that this build can reach, those of CUDA first. Each is opened, which takes a moment the first time.

@@ -1,12 +1,13 @@
 //! Router and experts on the device.
 
 use crate::backend::Gpu;
-use crate::hyper::{JOINED_ROWS, LastProduct};
+use crate::hyper::{JOINED_ROWS, LastProduct, cubes};
 use crate::kernels::common::Real;
 use crate::kernels::dot::Form;
-use crate::kernels::experts::{self, Expert, RouteShape};
+use crate::kernels::experts::{self, Expert, ROUTE_UNITS, RouteShape};
 use crate::kernels::grouped::{self, ExpertMatmul};
 use crate::kernels::matmul::{self, Tiling};
+use crate::kernels::tables::staged_bytes;
 use crate::layout::Format;
 use crate::project::rows_per_plane;
 use crate::rows::{Matrix, Routes, Rows};
@@ -28,11 +29,48 @@ pub(crate) fn room_for_tiles(n: usize, used: usize, experts: usize) -> usize {
 }
 
 impl Stage {
+    /// How the matrix units take the experts' products of `n` rows, if they do.
+    fn expert_tiling(&self, n: usize) -> Option<Tiling> {
+        // Tiles as large as what an expert will have of the rows: whole ones cost what partial ones do.
+        let each = n * self.shape.experts_used / self.shape.experts;
+        let rows = (2 * each).next_power_of_two().clamp(LEAST_ROWS, 64);
+        self.tiling(rows, 1, &[(256, 64), (256, 32)]).filter(|_| n > self.abilities.few)
+    }
+
+    /// The form in which the products of few rows want hidden activations.
+    fn hidden_form(&self, ffn: &FeedForward<Gpu>) -> Form {
+        let int8 = ffn.down.all.format.int8() || ffn.shared.down.format.int8();
+        if int8 { Form::Quantized } else { Form::Plain }
+    }
+
+    /// Chooses experts. Of few rows the shared expert's gate and up come with the router: the choice is not theirs to
+    /// wait for.
     #[allow(unsafe_code)]
-    pub(crate) fn route_step(&mut self, choice: &Choice<Gpu>, logits: &Rows, routes: &mut Routes) {
-        routes.n = logits.n;
+    pub(crate) fn route_step(
+        &mut self,
+        ffn: &FeedForward<Gpu>,
+        x: &Rows,
+        logits: &mut Rows,
+        routes: &mut Routes,
+    ) {
+        let n = x.n;
+        routes.n = n;
+        let mut shared = std::mem::take(&mut self.scratch.shared);
+        let cubes = match (&mut shared, self.expert_tiling(n)) {
+            (Some(shared), None) => {
+                let [gate, up] = &mut **shared;
+                let own = &ffn.shared;
+                self.project_step(x, &mut [(&ffn.router, logits), (&own.gate, gate), (&own.up, up)]);
+                cubes(gate.stride / 4, ROUTE_UNITS as u32)
+            }
+            _ => {
+                self.project_step(x, &mut [(&ffn.router, logits)]);
+                0
+            }
+        };
         let nothing = &self.nothing;
-        let (bias, table, hash) = match choice {
+        let (gate, up) = shared.as_ref().map_or((&nothing[0], &nothing[0]), |s| (&s[0].values, &s[1].values));
+        let (bias, table, hash) = match &ffn.choice {
             Choice::Hash(table) => (&nothing[0], &table.values[self.index], true),
             Choice::Score(bias) => (&bias.values[self.index], &nothing[0], false),
         };
@@ -42,38 +80,56 @@ impl Stage {
             stride: logits.stride,
             hash,
             scale: Real::new(self.shape.route_scale),
+            clamp: Real::new(ffn.clamp),
         };
-        // SAFETY: the table's values were checked to be experts.
+        let form = self.hidden_form(ffn);
+        let hidden = self.scratch.hidden.output(n * (s.used + 1), form);
+        // SAFETY: the table's values were checked to be experts; the shared expert's products have rows of the hidden
+        // activations' stride.
         unsafe {
             self.timer.time(&self.client, "route", || {
                 experts::route::launch_unchecked(
                     &self.client,
-                    CubeCount::new_1d(logits.n as u32),
-                    CubeDim::new_1d(256),
+                    CubeCount::new_2d(n as u32, 1 + cubes),
+                    CubeDim::new_1d(ROUTE_UNITS as u32),
                     logits.values.arg(4),
                     bias.arg(4),
                     table.arg(4),
                     self.plan.arg(4),
                     routes.ids.arg(4),
                     routes.weights.arg(4),
+                    gate.arg(16),
+                    up.arg(16),
+                    hidden,
                     s,
                 );
             });
         }
+        self.scratch.shared = shared;
     }
 
-    fn expert(&self, matrices: &[&Matrix], clamp: f32, rows: usize, y: &Rows) -> Expert {
-        let units = matrices.iter().map(|m| m.units()).min().unwrap_or(1);
+    /// How `rows` rows of the routed experts' matrices meet activations of `x`; `others` bytes of shared memory are for
+    /// other things.
+    fn expert(
+        &self,
+        ffn: &FeedForward<Gpu>,
+        routed: &[&Matrix],
+        rows: usize,
+        x: (usize, usize),
+        others: usize,
+    ) -> Expert {
+        let units = routed.iter().map(|m| m.units()).min().unwrap_or(1);
         let per_plane = rows_per_plane(units, self.abilities.plane, 4, rows);
+        let long = routed.iter().all(|m| matches!(m.format, Format::Iq2 | Format::Q2K));
         Expert {
             hidden: self.shape.expert_width,
             width: self.shape.width,
             used: self.shape.experts_used,
-            stride: y.stride,
-            clamp: Real::new(clamp),
+            clamp: Real::new(ffn.clamp),
             per_plane,
             at_once: per_plane,
-            tables: matrices.iter().any(|m| m.format == Format::Iq2),
+            tables: routed.iter().chain([&&ffn.shared.down]).any(|m| m.format == Format::Iq2),
+            staged: long && staged_bytes(x.0, x.1) + others <= self.abilities.shared,
         }
     }
 
@@ -81,60 +137,51 @@ impl Stage {
     #[allow(unsafe_code)]
     pub(crate) fn experts_step(&mut self, ffn: &FeedForward<Gpu>, x: &Rows, routes: &Routes, y: &mut Rows) {
         let n = x.n;
-        // Tiles as large as what an expert will have of the rows: whole ones cost what partial ones do.
-        let each = n * self.shape.experts_used / self.shape.experts;
-        let rows = (2 * each).next_power_of_two().clamp(LEAST_ROWS, 64);
-        if n > self.abilities.few
-            && let Some(tiling) = self.tiling(rows, 1, &[(256, 64), (256, 32)])
-        {
+        if let Some(tiling) = self.expert_tiling(n) {
             self.experts_of_many(ffn, x, routes, y, tiling);
             return;
         }
         let (gate, up, shared) = (&ffn.gate.all, &ffn.up.all, &ffn.shared);
-        let int8 = [gate, up, &shared.gate, &shared.up].iter().any(|m| m.format.int8());
-        if int8 && !x.quantized {
+        if [gate, up].iter().any(|m| m.format.int8()) && !x.quantized {
             self.quantize(x, n);
         }
         y.take(n, self.shape.width);
         let used = self.shape.experts_used;
         let planes = self.planes();
-        let mut s = self.expert(&[gate, up, &shared.gate, &shared.up], ffn.clamp, self.shape.expert_width, y);
+        let mut s = self.expert(ffn, &[gate, up], self.shape.expert_width, (1, x.stride), 4096);
         if s.hidden.is_multiple_of(4) {
             (s.per_plane, s.at_once) = (4, 2);
         }
         let per_cube = planes * s.per_plane;
         // Blocks of the int8 form must not straddle cubes.
         let (down, shared_down) = (&ffn.down.all, &shared.down);
-        let int8 = down.format.int8() || shared_down.format.int8();
-        let quantize = int8 && per_cube.is_multiple_of(32);
-        let form = if quantize { Form::Quantized } else { Form::Plain };
+        let wanted = self.hidden_form(ffn);
+        let form = if per_cube.is_multiple_of(32) { wanted } else { Form::Plain };
         let out = self.scratch.hidden.output(n * (used + 1), form);
         // SAFETY: routes are experts; hidden has a row for every pair.
         unsafe {
             self.timer.time(&self.client, "hidden", || {
                 experts::hidden::launch_unchecked(
                     &self.client,
-                    CubeCount::new_2d(s.hidden.div_ceil(per_cube) as u32, (n * (used + 1)) as u32),
+                    CubeCount::new_2d(s.hidden.div_ceil(per_cube) as u32, (n * used) as u32),
                     self.plane_dim(),
                     x.input(),
                     gate.arg(),
                     up.arg(),
-                    shared.gate.arg(),
-                    shared.up.arg(),
                     routes.ids.arg(4),
                     routes.weights.arg(4),
                     self.words.arg(8),
                     out,
-                    (n * used) as u32,
                     s,
                     per_cube,
                 );
             });
         }
-        if int8 && !quantize {
+        if form != wanted {
             self.quantize(&self.scratch.hidden, n * (used + 1));
         }
-        let s = self.expert(&[down, shared_down], ffn.clamp, self.shape.width, y);
+        let others = self.join_bytes(1) + 4096;
+        let s = self.expert(ffn, &[down], self.shape.width, (used, self.scratch.hidden.stride), others);
         if self.joined_part(n).is_some() {
             self.last_product = Some(LastProduct::Experts {
                 hidden: self.scratch.hidden.input(),
@@ -157,6 +204,7 @@ impl Stage {
                     routes.ids.arg(4),
                     self.words.arg(8),
                     y.values.arg(4),
+                    y.stride,
                     s,
                 );
             });
@@ -190,7 +238,7 @@ impl Stage {
         };
         self.halve(x);
         let (hidden, hidden_stride) = (&grouped.hidden, self.shape.expert_width.next_multiple_of(64));
-        let (words, shared) = (&self.half_words, &ffn.shared);
+        let (words, shared) = (&self.pair_words, &ffn.shared);
         let tiles = |is_shared: bool| if is_shared { n.div_ceil(rows) } else { most } as u32;
         // SAFETY: routes are experts; every buffer has a row for every pair, and room for `most` tiles.
         unsafe {
@@ -219,7 +267,7 @@ impl Stage {
                         x.halves.arg(16),
                         gate.arg(),
                         up.arg(),
-                        words.arg(16),
+                        words.arg(8),
                         grouped.sorted.arg(4),
                         grouped.tiles.arg(4),
                         routes.weights.arg(4),
@@ -238,7 +286,7 @@ impl Stage {
                         dim,
                         hidden.arg(16),
                         down.arg(),
-                        words.arg(16),
+                        words.arg(8),
                         grouped.sorted.arg(4),
                         grouped.tiles.arg(4),
                         grouped.parts.arg(4),

@@ -150,14 +150,18 @@ impl Stage {
 
     /// Channels that a cube makes of a sublayer's output and joins at once, in passes where one step does both.
     pub(crate) fn joined_part(&self, n: usize) -> Option<usize> {
-        let (part, rows, s) = (few_part(self.abilities.plane), columns(n), &self.shape);
-        let items = s.streams * part / 4;
-        // Streams and control numbers, outputs, post and comb; the tables of a format.
-        let shared = 16 * items * (rows + s.hc_mix()) + 4 * rows * (part + s.hc_mix()) + 2048;
+        let part = few_part(self.abilities.plane);
+        // Beside the tables of a format.
         let fits = part == self.planes() * JOINED_ROWS
-            && s.width.is_multiple_of(part)
-            && shared <= self.abilities.shared;
+            && self.shape.width.is_multiple_of(part)
+            && self.join_bytes(columns(n)) + 2048 <= self.abilities.shared;
         (fits && n <= FEW_ROWS && !self.current.observed).then_some(part)
+    }
+
+    /// Bytes of shared memory for joining `rows` rows: streams and control numbers, outputs, post and comb.
+    pub(crate) fn join_bytes(&self, rows: usize) -> usize {
+        let (part, mix) = (few_part(self.abilities.plane), self.shape.hc_mix());
+        4 * self.shape.streams * part * (rows + mix) + 4 * rows * (part + mix)
     }
 
     /// How cubes share the streams of `n` rows. Their parts decide how sums are split: one size for all passes of few
@@ -228,10 +232,15 @@ impl Stage {
             LastProduct::Attention { .. } => columns(n),
             LastProduct::Experts { .. } => 1,
         };
-        let share = Share { part: few_part(self.abilities.plane), rows, units: UNITS as usize, block: 1 };
+        // For a large matrix of long rows, a plane a row keeps more loads under way.
+        let large = matches!(product, LastProduct::Attention { .. })
+            && self.abilities.units >= UNITS * JOINED_ROWS as u32;
+        let (units, per_plane) = if large { (UNITS * JOINED_ROWS as u32, 1) } else { (UNITS, JOINED_ROWS) };
+        let part = few_part(self.abilities.plane);
+        let share = Share { part, rows, units: units as usize, block: 1 };
         let s = hyper(&self.shape, share, matrix.map_or(0, |m| m.rows), matrix.map_or(0, Matrix::stored));
         let count = CubeCount::new_2d(s.parts() as u32, n.div_ceil(rows) as u32);
-        let (client, dim, words) = (&self.client, self.plane_dim(), self.words.arg(8));
+        let (client, dim, words) = (&self.client, CubeDim::new_1d(units), self.words.arg(8));
         let (streams, mix, control) = (streams.arg(16), mix.arg(4), self.control_arg(matrix));
         let partial = self.scratch.partial.arg(4);
         match product {
@@ -240,11 +249,12 @@ impl Stage {
                     true => join::project_join::launch_unchecked::<f16>,
                     false => join::project_join::launch_unchecked::<f32>,
                 };
-                let (weights, n, rows) = (*weights, n as u32, JOINED_ROWS);
+                let (weights, n) = (*weights, n as u32);
                 // SAFETY: a cube for each part of the channels; `partial` has room for the smallest parts.
                 self.timer.time(client, "project_join", || unsafe {
                     launch(
-                        client, count, dim, low, weights, words, streams, mix, control, partial, n, rows, s,
+                        client, count, dim, low, weights, words, streams, mix, control, partial, n,
+                        per_plane, s,
                     );
                 });
             }

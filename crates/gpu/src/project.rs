@@ -109,18 +109,19 @@ impl Stage {
     /// Products of few rows that another product will want in int8, if their shape allows it.
     #[allow(unsafe_code)]
     fn quantized_products(&self, x: &Rows, w: &Matrix, out: &mut Rows, group: usize) -> bool {
-        let planes = self.planes();
-        let columns = columns(x.n);
-        let per_plane = if columns <= 4 { 4 } else { 2 };
-        let per_cube = planes * per_plane;
-        let certain = self.abilities.tile.is_some();
+        // Cubes of a block of rows, with as many planes as there may be.
+        let (plane, per_cube) = (self.abilities.plane, 32usize);
+        let units = (per_cube as u32 * plane).min(self.abilities.units).min(1024);
+        let planes = (units / plane) as usize;
+        let (columns, certain) = (columns(x.n), self.abilities.tile.is_some());
         if !certain
             || x.n > self.abilities.few
-            || !per_cube.is_multiple_of(32)
+            || !per_cube.is_multiple_of(planes)
             || !group.is_multiple_of(per_cube)
         {
             return false;
         }
+        let per_plane = per_cube / planes;
         if w.format.int8() && !x.quantized {
             self.quantize(x, x.n);
         }
@@ -131,7 +132,7 @@ impl Stage {
                 project::project_quantized::launch_unchecked(
                     &self.client,
                     CubeCount::new_2d((w.rows / per_cube) as u32, x.n.div_ceil(columns) as u32),
-                    self.plane_dim(),
+                    CubeDim::new_1d(units),
                     x.input(),
                     w.arg(),
                     self.words.arg(8),
@@ -151,9 +152,11 @@ impl Stage {
     /// if there are matrix units.
     pub(crate) fn tiling(&self, rows: usize, planes_m: usize, wanted: &[(usize, usize)]) -> Option<Tiling> {
         let (side, plane) = (self.abilities.tile?, self.abilities.plane as usize);
+        let fragments = self.abilities.fragments;
         let planes_n = matmul::UNITS / plane / planes_m;
         let with = |&(columns, depth)| {
-            let tiling = |buffers| Tiling { side, rows, columns, depth, planes_m, planes_n, buffers };
+            let tiling =
+                |buffers| Tiling { side, rows, columns, depth, planes_m, planes_n, buffers, fragments };
             // Two cubes should find room beside each other.
             let two = 2 * tiling(2).shared_bytes() <= self.abilities.shared;
             tiling(if two { 2 } else { 1 })
@@ -187,7 +190,7 @@ impl Stage {
                     CubeDim::new_1d(matmul::UNITS as u32),
                     x.halves.arg(16),
                     w.arg(),
-                    self.half_words.arg(16),
+                    self.pair_words.arg(8),
                     out.values.arg(4),
                     x.n as u32,
                     s,

@@ -126,6 +126,7 @@ impl Matrix {
             self.format,
             self.format.padded(self.input),
             self.plane,
+            crate::kernels::dot::steps(self.format, self.format.padded(self.input), self.plane),
         )
     }
 

@@ -3,7 +3,7 @@
 use crate::attention::{Absorbing, PARTIALS};
 use crate::backend::Options;
 use crate::buffer::{Buffer, device_error};
-use crate::device::{DeviceInfo, FEW_ROWS, usable_tile};
+use crate::device::{DeviceInfo, FEW_ROWS, has_fragments, usable_tile};
 use crate::graph::{Key, Recorder};
 use crate::hyper::{Join, LastProduct};
 use crate::kernels::cache::RowShape;
@@ -48,6 +48,8 @@ pub(crate) struct Abilities {
     pub(crate) few: usize,
     /// Side of the matrix units' tiles.
     pub(crate) tile: Option<usize>,
+    /// Whether a tile's parts are known to units.
+    pub(crate) fragments: bool,
     /// Bytes of shared memory of a cube.
     pub(crate) shared: usize,
 }
@@ -58,6 +60,8 @@ pub(crate) struct Scratch {
     pub(crate) partial: Buffer,
     /// `[n * (used + 1), I]`: hidden activations of the experts.
     pub(crate) hidden: Rows,
+    /// `[n, I]`: gate and up of the shared expert.
+    pub(crate) shared: Option<Box<[Rows; 2]>>,
     /// `[PARTIALS, H, d]` and `[PARTIALS, H, 2]`: sums of attention and what they are relative to.
     pub(crate) partials: Buffer,
     pub(crate) stats: Buffer,
@@ -119,7 +123,7 @@ pub(crate) struct Stage {
     ratios: Vec<usize>,
     /// Tables of IQ2_XXS, for int8 and for f16.
     pub(crate) words: Buffer,
-    pub(crate) half_words: Buffer,
+    pub(crate) pair_words: Buffer,
     /// `[n, 4]` token, position, base of the store, first position of the run; then the output rows; then `[sets, n, R]`
     /// cosines and sines.
     pub(crate) plan: Buffer,
@@ -159,6 +163,7 @@ impl Stage {
             units: hardware.max_units_per_cube,
             few: if tile.is_some() { FEW_ROWS } else { usize::MAX },
             tile,
+            fragments: has_fragments(&client),
             shared: hardware.max_shared_memory_size,
         };
         let rows = options.max_rows;
@@ -173,6 +178,7 @@ impl Stage {
         let scratch = Scratch {
             partial: f32s(crate::hyper::partial_values(shape, rows, abilities.few, abilities.plane)),
             hidden: Rows::new(&client, few * (shape.experts_used + 1), shape.expert_width, true),
+            shared: Some(Box::new([0, 1].map(|_| Rows::new(&client, few, shape.expert_width, false)))),
             grouped: (rows > abilities.few).then(|| {
                 let tiles = crate::experts::room_for_tiles(rows, shape.experts_used, shape.experts);
                 Grouped {
@@ -200,7 +206,7 @@ impl Stage {
             layers,
             rope: RopeTables::new(&shape.rope, shape.rotary),
             words: Buffer::from_slice(&client, &tables::words()),
-            half_words: Buffer::from_slice(&client, &tables::half_words()),
+            pair_words: Buffer::from_slice(&client, &tables::pair_words()),
             plan: f32s(5 * rows + 4 + (2 + ratios.len()) * rows * shape.rotary),
             nothing: [f32s(64), f32s(64)],
             ratios,
@@ -516,5 +522,7 @@ pub(crate) fn check(shape: &Shape) -> Result<(), BackendError> {
     require(shape.experts <= 2048, "at most 2048 experts")?;
     require(shape.index_top_k <= STRETCH, "a selection of at most 8192 rows")?;
     let n = shape.streams;
-    require(shape.hc_mix() + n * (n + 1) / 2 <= MIX_UNITS, "fewer hyper-connection streams")
+    require(shape.hc_mix() + n * (n + 1) / 2 <= MIX_UNITS, "fewer hyper-connection streams")?;
+    // Units of a plane share comb, and the smallest plane has eight.
+    require(n.is_power_of_two() && n <= 8, "1, 2, 4 or 8 hyper-connection streams")
 }

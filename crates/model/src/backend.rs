@@ -1,7 +1,7 @@
 //! What a device has to offer: the model's own steps.
 
 use crate::cache::{Layout, Part};
-use crate::{Choice, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan, Role, Run};
+use crate::{Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan, Role, Run};
 use ds4_gguf::Tensor;
 use std::ops::Range;
 
@@ -207,9 +207,16 @@ pub trait Backend: Sized + Send {
     fn project_out(&mut self, w: &Self::Matrix, low: &Self::Rows, y: &mut Self::Rows) {
         self.project(low, &mut [(w, y)]);
     }
-    /// A.8: chooses experts from the router's `logits [n, E]`, or by token id, and weighs them.
-    fn route(&mut self, choice: &Choice<Self>, logits: &Self::Rows, plan: &Plan, routes: &mut Self::Routes);
-    /// A.8: shared expert plus the weighted sum of the routed ones.
+    /// A.8: chooses experts by the router's `logits [n, E]` of `x`, or by token id, and weighs them.
+    fn route(
+        &mut self,
+        ffn: &FeedForward<Self>,
+        x: &Self::Rows,
+        plan: &Plan,
+        logits: &mut Self::Rows,
+        routes: &mut Self::Routes,
+    );
+    /// A.8: shared expert plus the weighted sum of the routed ones, after [`Backend::route`] of the same rows.
     fn experts_forward(
         &mut self,
         ffn: &FeedForward<Self>,

@@ -281,8 +281,7 @@ impl<B: Backend> Pass<B> {
         name: &std::fmt::Arguments<'_>,
         w: &FeedForward<B>,
     ) -> Result<(), Error> {
-        cx.b.project(&self.x, &mut [(&w.router, &mut self.router)]);
-        cx.b.route(&w.choice, &self.router, &self.plan, &mut self.routes);
+        cx.b.route(w, &self.x, &self.plan, &mut self.router, &mut self.routes);
         if cx.tap.on() {
             self.host.clear();
             cx.b.read_routes(&self.routes, &mut self.host)?;

@@ -14,7 +14,7 @@
 //!
 //! The order of every sum depends on the row alone, never on how many rows of activations there are.
 
-use super::tables::Tables;
+use super::tables::{Staged, Tables};
 use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
@@ -46,11 +46,13 @@ pub struct Weights {
     /// Units of a plane, where that is certain; else 0.
     #[cube(comptime)]
     pub plane: usize,
+    /// Units that a lane takes between two turns of its loop: with several, many loads are under way at once.
+    #[cube(comptime)]
+    pub steps: usize,
 }
 
-/// Units that a lane takes between two turns of its loop: with several, many loads are under way at once. More would
-/// take the compiler long.
-const fn steps(format: Format, input: usize, plane: usize) -> usize {
+/// [`Weights::steps`] where planes have `plane` units. More would take the compiler long.
+pub(crate) const fn steps(format: Format, input: usize, plane: usize) -> usize {
     let units = input / format.unit();
     match plane {
         0 => 1,
@@ -58,6 +60,11 @@ const fn steps(format: Format, input: usize, plane: usize) -> usize {
         _ if units.is_multiple_of(2 * plane) => 2,
         _ => 1,
     }
+}
+
+/// Whether every lane of a plane has just one turn for a row.
+pub const fn one_turn(format: Format, input: usize, plane: usize, steps: usize) -> bool {
+    plane > 0 && input / format.unit() == steps * plane
 }
 
 /// Activations, in all forms that products want.
@@ -110,13 +117,67 @@ pub enum Form {
     Both,
 }
 
+/// Weights of some units of some rows, on their way: all loads are under way before the first is waited for.
+#[derive(CubeType)]
+pub struct Held {
+    quads: Array<Quad>,
+    halves: Array<Eight>,
+    /// Two for each unit: its scale, and where the format has one, its minimum.
+    scales: Array<f16>,
+    /// Likewise within blocks.
+    sub: Array<u32>,
+}
+
+/// Fetches units `u, u + PLANE_DIM, ...` of `rows` rows of `w`, from `first` on: those of a lane's turn.
+#[cube]
+pub fn fetch_rows(w: &Weights, first: usize, u: usize, #[comptime] rows: usize) -> Held {
+    let count = comptime!(w.steps * rows);
+    let (format, units) = (comptime!(w.format), comptime!(w.input / w.format.unit()));
+    let half = comptime!(w.format == Format::F16);
+    let mut quads = Array::<Quad>::new(comptime!(if half { 1 } else { count }));
+    let mut halves = Array::<Eight>::new(comptime!(if half { count } else { 1 }));
+    let mut scales = Array::<f16>::new(comptime!(2 * count));
+    let mut sub = Array::<u32>::new(comptime!(2 * count));
+    #[unroll]
+    for i in 0..count {
+        let (row, u) = (first + comptime!(i % rows), u + comptime!(i / rows * w.plane));
+        let at = row * units + u;
+        if comptime!(half) {
+            halves[i] = w.halves.index(0usize)[at];
+        } else {
+            quads[i] = w.quants.index(0usize)[at];
+        }
+        match comptime!(format) {
+            Format::F32 | Format::F16 => {}
+            Format::Q8 => scales[comptime!(2 * i)] = w.scales.index(0usize)[at / 2],
+            Format::Iq2 => scales[comptime!(2 * i)] = w.scales.index(0usize)[at / 4],
+            Format::Q2K => {
+                let block = at / 4;
+                scales[comptime!(2 * i)] = w.scales.index(0usize)[2 * block];
+                scales[comptime!(2 * i + 1)] = w.scales.index(0usize)[2 * block + 1];
+                sub[comptime!(2 * i)] = w.sub.index(0usize)[at];
+            }
+            Format::Q4K => {
+                let (block, word) = (at / 8, at / 8 * 4 + at / 4 % 2);
+                scales[comptime!(2 * i)] = w.scales.index(0usize)[2 * block];
+                scales[comptime!(2 * i + 1)] = w.scales.index(0usize)[2 * block + 1];
+                sub[comptime!(2 * i)] = w.sub.index(0usize)[word];
+                sub[comptime!(2 * i + 1)] = w.sub.index(0usize)[word + 2];
+            }
+        }
+    }
+    Held { quads, halves, scales, sub }
+}
+
 /// Adds to `acc[row * columns + column]` this lane's share of the products of `rows` rows of `w`, from `first`
-/// on, with `columns` rows of `x`: column `c` is row `index[c]`, from value `offset` on.
+/// on, with `columns` rows of `x`: column `c` is row `index[c]` (of those staged, if there are any), from value `offset`
+/// on.
 #[cube]
 pub fn dot_rows(
     w: &Weights,
     x: &Input,
     tables: &Tables,
+    staged: &Staged,
     first: usize,
     index: &Array<u32>,
     offset: usize,
@@ -124,24 +185,22 @@ pub fn dot_rows(
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let steps = comptime!(steps(w.format, w.input, w.plane));
     let mut u = UNIT_POS_PLANE as usize;
     while u < comptime!(w.input / w.format.unit()) {
-        #[unroll]
-        for i in 0..steps {
-            let at = u + comptime!(i * w.plane);
-            dot_unit(w, x, tables, first, at, index, offset, acc, rows, columns);
-        }
-        u += steps * PLANE_DIM as usize;
+        let held = fetch_rows(w, first, u, rows);
+        dot_held(w, &held, x, tables, staged, u, index, offset, acc, rows, columns);
+        u += w.steps * PLANE_DIM as usize;
     }
 }
 
+/// The same of units that were fetched from `u` on.
 #[cube]
-fn dot_unit(
+pub fn dot_held(
     w: &Weights,
+    held: &Held,
     x: &Input,
     tables: &Tables,
-    first: usize,
+    staged: &Staged,
     u: usize,
     index: &Array<u32>,
     offset: usize,
@@ -149,13 +208,17 @@ fn dot_unit(
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    match comptime!(w.format) {
-        Format::F32 => unit_f32(w, x, first, u, index, offset, acc, rows, columns),
-        Format::F16 => unit_f16(w, x, first, u, index, offset, acc, rows, columns),
-        Format::Q8 => unit_q8(w, x, first, u, index, offset, acc, rows, columns),
-        Format::Iq2 => unit_iq2(w, x, tables, first, u, index, offset, acc, rows, columns),
-        Format::Q2K => unit_q2k(w, x, first, u, index, offset, acc, rows, columns),
-        Format::Q4K => unit_q4k(w, x, first, u, index, offset, acc, rows, columns),
+    #[unroll]
+    for step in 0..w.steps {
+        let (u, i) = (u + comptime!(step * w.plane), comptime!(step * rows));
+        match comptime!(w.format) {
+            Format::F32 => unit_f32(held, x, u, index, offset, acc, i, rows, columns),
+            Format::F16 => unit_f16(held, x, u, index, offset, acc, i, rows, columns),
+            Format::Q8 => unit_q8(held, x, u, index, offset, acc, i, rows, columns),
+            Format::Iq2 => unit_iq2(held, x, tables, staged, u, index, offset, acc, i, rows, columns),
+            Format::Q2K => unit_q2k(held, x, staged, u, index, offset, acc, i, rows, columns),
+            Format::Q4K => unit_q4k(held, x, u, index, offset, acc, i, rows, columns),
+        }
     }
 }
 
@@ -168,20 +231,19 @@ pub fn dot_four(a: Four, b: Four) -> f32 {
 
 #[cube]
 fn unit_f32(
-    w: &Weights,
+    held: &Held,
     x: &Input,
-    first: usize,
     u: usize,
     index: &Array<u32>,
     offset: usize,
     acc: &mut Array<f32>,
+    #[comptime] first: usize,
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let units = comptime!(w.input / 4);
     #[unroll]
     for r in 0..rows {
-        let q = Vector::<f32, Const<4>>::reinterpret(w.quants.index(0usize)[(first + r) * units + u]);
+        let q = Vector::<f32, Const<4>>::reinterpret(held.quads[comptime!(first + r)]);
         #[unroll]
         for c in 0..columns {
             let v = x.values[index[c] as usize * comptime!(x.stride / 4) + offset / 4 + u];
@@ -192,22 +254,21 @@ fn unit_f32(
 
 #[cube]
 fn unit_f16(
-    w: &Weights,
+    held: &Held,
     x: &Input,
-    first: usize,
     u: usize,
     index: &Array<u32>,
     offset: usize,
     acc: &mut Array<f32>,
+    #[comptime] first: usize,
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let units = comptime!(w.input / 8);
     let mut lo = Array::<Four>::new(rows);
     let mut hi = Array::<Four>::new(rows);
     #[unroll]
     for r in 0..rows {
-        let q = Vector::<f32, Const<8>>::cast_from(w.halves.index(0usize)[(first + r) * units + u]);
+        let q = Vector::<f32, Const<8>>::cast_from(held.halves[comptime!(first + r)]);
         let mut l = Four::empty();
         let mut h = Four::empty();
         #[unroll]
@@ -242,24 +303,16 @@ pub fn dot_bytes(a: Quad, b: Quad) -> i32 {
 
 #[cube]
 fn unit_q8(
-    w: &Weights,
+    held: &Held,
     x: &Input,
-    first: usize,
     u: usize,
     index: &Array<u32>,
     offset: usize,
     acc: &mut Array<f32>,
+    #[comptime] first: usize,
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let units = comptime!(w.input / 16);
-    let mut quants = Array::<Quad>::new(rows);
-    let mut scales = Array::<f32>::new(rows);
-    #[unroll]
-    for r in 0..rows {
-        quants[r] = w.quants.index(0usize)[(first + r) * units + u];
-        scales[r] = f32::cast_from(w.scales.index(0usize)[(first + r) * comptime!(units / 2) + u / 2]);
-    }
     #[unroll]
     for c in 0..columns {
         let row = index[c] as usize;
@@ -267,7 +320,9 @@ fn unit_q8(
         let d = x.scales[row * comptime!(x.stride / 32) + offset / 32 + u / 2];
         #[unroll]
         for r in 0..rows {
-            acc[comptime!(r * columns + c)] += scales[r] * d * f32::cast_from(dot_bytes(quants[r], q));
+            let scale = f32::cast_from(held.scales[comptime!(2 * (first + r))]) * d;
+            let dot = f32::cast_from(dot_bytes(held.quads[comptime!(first + r)], q));
+            acc[comptime!(r * columns + c)] += scale * dot;
         }
     }
 }
@@ -290,23 +345,22 @@ pub fn eight_signs(stored: u32) -> u32 {
 
 #[cube]
 fn unit_iq2(
-    w: &Weights,
+    held: &Held,
     x: &Input,
     tables: &Tables,
-    first: usize,
+    staged: &Staged,
     u: usize,
     index: &Array<u32>,
     offset: usize,
     acc: &mut Array<f32>,
+    #[comptime] first: usize,
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let units = comptime!(w.input / 64);
     #[unroll]
     for r in 0..rows {
-        let quad = w.quants.index(0usize)[(first + r) * units + u];
-        let scale =
-            f32::cast_from(w.scales.index(0usize)[(first + r) * comptime!(units / 4) + u / 4]) * 0.125f32;
+        let quad = held.quads[comptime!(first + r)];
+        let scale = f32::cast_from(held.scales[comptime!(2 * (first + r))]) * 0.125f32;
         // Two groups of 32 weights: four codes, then signs and a scale.
         #[unroll]
         for g in 0..2usize {
@@ -331,9 +385,9 @@ fn unit_iq2(
             #[unroll]
             for c in 0..columns {
                 let row = index[c] as usize;
-                let at = row * comptime!(x.stride / 16) + offset / 16 + 4 * u + 2 * g;
-                let d = x.scales[row * comptime!(x.stride / 32) + offset / 32 + 2 * u + g];
-                let sum = dot_bytes(lo, x.quants[at]) + dot_bytes(hi, x.quants[at + 1]);
+                let (at, d) = (4 * u + 2 * g, staged.scale(x, row, offset, 2 * u + g));
+                let sum = dot_bytes(lo, staged.quad(x, row, offset, at))
+                    + dot_bytes(hi, staged.quad(x, row, offset, at + 1));
                 acc[comptime!(r * columns + c)] += unit * d * f32::cast_from(sum);
             }
         }
@@ -342,25 +396,23 @@ fn unit_iq2(
 
 #[cube]
 fn unit_q2k(
-    w: &Weights,
+    held: &Held,
     x: &Input,
-    first: usize,
+    staged: &Staged,
     u: usize,
     index: &Array<u32>,
     offset: usize,
     acc: &mut Array<f32>,
+    #[comptime] first: usize,
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let units = comptime!(w.input / 64);
     #[unroll]
     for r in 0..rows {
-        let at = (first + r) * units + u;
-        let quad = w.quants.index(0usize)[at];
-        let block = (first + r) * comptime!(units / 4) + u / 4;
-        let d = f32::cast_from(w.scales.index(0usize)[2 * block]);
-        let min = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
-        let sub = w.sub.index(0usize)[at];
+        let quad = held.quads[comptime!(first + r)];
+        let d = f32::cast_from(held.scales[comptime!(2 * (first + r))]);
+        let min = f32::cast_from(held.scales[comptime!(2 * (first + r) + 1)]);
+        let sub = held.sub[comptime!(2 * (first + r))];
         #[unroll]
         for j in 0..4usize {
             let q = (quad >> Quad::new(comptime!(2 * j as u32))) & Quad::new(0x0303_0303u32);
@@ -370,10 +422,10 @@ fn unit_q2k(
             #[unroll]
             for c in 0..columns {
                 let row = index[c] as usize;
-                let at = row * comptime!(x.stride / 16) + offset / 16 + 4 * u + j;
-                let dx = x.scales[row * comptime!(x.stride / 32) + offset / 32 + 2 * u + comptime!(j / 2)];
-                let dot = f32::cast_from(dot_bytes(q, x.quants[at]));
-                acc[comptime!(r * columns + c)] += scale * dx * dot - low * x.sums[at];
+                let (at, dx) = (4 * u + j, staged.scale(x, row, offset, 2 * u + comptime!(j / 2)));
+                let dot = f32::cast_from(dot_bytes(q, staged.quad(x, row, offset, at)));
+                let sum = staged.sum(x, row, offset, at);
+                acc[comptime!(r * columns + c)] += scale * dx * dot - low * sum;
             }
         }
     }
@@ -381,26 +433,24 @@ fn unit_q2k(
 
 #[cube]
 fn unit_q4k(
-    w: &Weights,
+    held: &Held,
     x: &Input,
-    first: usize,
     u: usize,
     index: &Array<u32>,
     offset: usize,
     acc: &mut Array<f32>,
+    #[comptime] first: usize,
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let units = comptime!(w.input / 32);
+    let shift = (8 * (u % 4)) as u32;
     #[unroll]
     for r in 0..rows {
-        let quad = w.quants.index(0usize)[(first + r) * units + u];
-        let block = (first + r) * comptime!(units / 8) + u / 8;
-        let d = f32::cast_from(w.scales.index(0usize)[2 * block]);
-        let min = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
-        let (word, shift) = (4 * block + u / 4 % 2, (8 * (u % 4)) as u32);
-        let scale = d * f32::cast_from((w.sub.index(0usize)[word] >> shift) & 255);
-        let low = min * f32::cast_from((w.sub.index(0usize)[word + 2] >> shift) & 255);
+        let quad = held.quads[comptime!(first + r)];
+        let d = f32::cast_from(held.scales[comptime!(2 * (first + r))]);
+        let min = f32::cast_from(held.scales[comptime!(2 * (first + r) + 1)]);
+        let scale = d * f32::cast_from((held.sub[comptime!(2 * (first + r))] >> shift) & 255);
+        let low = min * f32::cast_from((held.sub[comptime!(2 * (first + r) + 1)] >> shift) & 255);
         #[unroll]
         for j in 0..2usize {
             let q = (quad >> Quad::new(comptime!(4 * j as u32))) & Quad::new(0x0f0f_0f0fu32);

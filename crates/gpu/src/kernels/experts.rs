@@ -1,8 +1,8 @@
 //! Router, routed experts and the shared expert, for few rows (A.8).
 
 use super::common::{Real, sigmoid, store_four};
-use super::dot::{Four, Input, Output, Weights, dot_rows};
-use super::tables::Tables;
+use super::dot::{Four, Held, Input, Output, Weights, dot_held, dot_rows, fetch_rows, one_turn};
+use super::tables::{Staged, Tables};
 use cubecl::prelude::*;
 
 /// Units of a cube that routes a row.
@@ -21,6 +21,8 @@ pub struct RouteShape {
     pub hash: bool,
     /// Scale of the weights.
     pub scale: Real,
+    /// SwiGLU clamp.
+    pub clamp: Real,
 }
 
 #[cube]
@@ -28,9 +30,41 @@ fn softplus(z: f32) -> f32 {
     select(z > 20.0f32, z, f32::log1p(f32::exp(f32::min(z, 20.0f32))))
 }
 
-/// Chooses experts from the router's logits, or by token id, ascending, and weighs them. A cube a row.
+/// A row along x. Its first cube chooses experts by the router's logits, or by token id, ascending, and weighs them; the
+/// others join what gate and up of the shared expert gave to its hidden activations.
 #[cube(launch_unchecked)]
 pub fn route(
+    logits: &[f32],
+    bias: &[f32],
+    table: &[i32],
+    plan: &[u32],
+    ids: &mut [u32],
+    weights: &mut [f32],
+    gate: &[Four],
+    up: &[Four],
+    mut hidden: Output,
+    #[comptime] s: RouteShape,
+) {
+    if CUBE_POS_Y == 0 {
+        choose(logits, bias, table, plan, ids, weights, s);
+    } else {
+        let row = CUBE_POS_X as usize;
+        let k = (CUBE_POS_Y as usize - 1) * ROUTE_UNITS + UNIT_POS as usize;
+        let fours = comptime!(hidden.stride / 4);
+        // Those beyond the last are of the padding, whose values nobody reads.
+        let valid = k < fours;
+        let at = row * fours + usize::min(k, fours - 1);
+        let mut v = Four::empty();
+        #[unroll]
+        for i in 0..4usize {
+            v.insert(i, swiglu(gate[at].extract(i), up[at].extract(i), s.clamp));
+        }
+        store_four(&mut hidden, row * comptime!(s.used + 1) + comptime!(s.used), k, v, valid);
+    }
+}
+
+#[cube]
+fn choose(
     logits: &[f32],
     bias: &[f32],
     table: &[i32],
@@ -123,8 +157,6 @@ pub struct Expert {
     pub width: usize,
     /// Experts of a token.
     pub used: usize,
-    /// Values from row to row of the output.
-    pub stride: usize,
     /// SwiGLU clamp.
     pub clamp: Real,
     /// Rows of a plane.
@@ -133,46 +165,34 @@ pub struct Expert {
     pub at_once: usize,
     /// Whether the kernel needs the tables of IQ2_XXS.
     pub tables: bool,
+    /// Whether it stages the activations.
+    pub staged: bool,
 }
 
-/// Weighted hidden activations of a (row, expert) pair along y, the shared expert's before all others:
-/// `hidden [n * (used + 1), I]`, the shared expert's last of each row. A cube takes `per_cube` of the I; if that is
-/// whole blocks of 32, it quantizes them.
+/// Weighted hidden activations of a (row, expert) pair along y: `hidden [n * (used + 1), I]`, the shared expert's, which
+/// [`route`] left, last of each row. A cube takes `per_cube` of the I; if that is whole blocks of 32, it quantizes them.
 #[cube(launch_unchecked)]
 pub fn hidden(
     x: &Input,
     gate: &Weights,
     up: &Weights,
-    shared_gate: &Weights,
-    shared_up: &Weights,
     ids: &[u32],
     weights: &[f32],
     words: &[Vector<u32, Const<2>>],
     mut out: Output,
-    pairs: u32,
     #[comptime] s: Expert,
     #[comptime] per_cube: usize,
 ) {
-    let tables = Tables::load(words, s.tables);
     let mut products = Shared::<[f32]>::new_slice(per_cube);
     let per_plane = comptime!(s.per_plane);
     let first = CUBE_POS_X as usize * per_cube;
     let mut index = Array::<u32>::new(1usize);
-    // The shared expert's pairs come first: its weights are the larger ones, and the device should not end with them.
-    let shared_pairs = pairs / comptime!(s.used as u32);
-    let routed = CUBE_POS_Y >= shared_pairs;
-    let mut row = CUBE_POS_Y as usize;
-    let mut place = row * comptime!(s.used + 1) + comptime!(s.used);
-    let mut weight = 1.0f32;
-    let mut expert = 0usize;
-    if routed {
-        let pair = (CUBE_POS_Y - shared_pairs) as usize;
-        row = pair / comptime!(s.used);
-        place = row * comptime!(s.used + 1) + pair % comptime!(s.used);
-        weight = weights[pair];
-        expert = ids[pair] as usize;
-    }
-    index[0] = row as u32;
+    let pair = CUBE_POS_Y as usize;
+    let row = pair / comptime!(s.used);
+    let staged = stage(x, row, 1usize, s.staged);
+    let tables = Tables::load(words, s.tables);
+    let (weight, expert) = (weights[pair], ids[pair] as usize);
+    index[0] = if comptime!(s.staged) { 0u32.runtime() } else { row as u32 };
     // Some rows at a time, so that few registers are needed and many planes find room.
     let rows = comptime!(s.at_once);
     let mut own = PLANE_POS as usize * per_plane;
@@ -186,13 +206,7 @@ pub fn hidden(
             ups[r] = 0.0f32;
         }
         let from = expert * comptime!(s.hidden) + first + own;
-        if routed {
-            dot_rows(gate, x, &tables, from, &index, 0usize, &mut gates, rows, 1usize);
-            dot_rows(up, x, &tables, from, &index, 0usize, &mut ups, rows, 1usize);
-        } else {
-            dot_rows(shared_gate, x, &tables, from, &index, 0usize, &mut gates, rows, 1usize);
-            dot_rows(shared_up, x, &tables, from, &index, 0usize, &mut ups, rows, 1usize);
-        }
+        dot_pair(gate, up, x, &tables, &staged, from, &index, &mut gates, &mut ups, rows);
         #[unroll]
         for r in 0..rows {
             let g = plane_sum(gates[r]);
@@ -213,7 +227,52 @@ pub fn hidden(
             v.insert(i, products[4 * k + i]);
         }
     }
-    store_four(&mut out, place, first / 4 + k, v, valid);
+    store_four(&mut out, pair + row, first / 4 + k, v, valid);
+}
+
+/// Rows of activations in shared memory, if they are wanted there. The whole cube takes part.
+#[cube]
+fn stage(x: &Input, first: usize, #[comptime] rows: usize, #[comptime] wanted: bool) -> Staged {
+    let staged = Staged::load(x, first, comptime!(if wanted { rows } else { 0 }));
+    if comptime!(wanted) {
+        sync_cube();
+    }
+    staged
+}
+
+/// Hidden activations of the routed experts of a row, likewise.
+#[cube]
+pub fn stage_hidden(hidden: &Input, row: usize, #[comptime] s: Expert) -> Staged {
+    stage(hidden, row * comptime!(s.used + 1), s.used, s.staged)
+}
+
+/// [`dot_rows`] of the same rows of two matrices, whose weights come at once.
+#[cube]
+fn dot_pair(
+    gate: &Weights,
+    up: &Weights,
+    x: &Input,
+    tables: &Tables,
+    staged: &Staged,
+    first: usize,
+    index: &Array<u32>,
+    gates: &mut Array<f32>,
+    ups: &mut Array<f32>,
+    #[comptime] rows: usize,
+) {
+    if comptime!(gate.format == up.format) {
+        let mut u = UNIT_POS_PLANE as usize;
+        while u < comptime!(gate.input / gate.format.unit()) {
+            let one = fetch_rows(gate, first, u, rows);
+            let other = fetch_rows(up, first, u, rows);
+            dot_held(gate, &one, x, tables, staged, u, index, 0usize, gates, rows, 1usize);
+            dot_held(up, &other, x, tables, staged, u, index, 0usize, ups, rows, 1usize);
+            u += gate.steps * PLANE_DIM as usize;
+        }
+    } else {
+        dot_rows(gate, x, tables, staged, first, index, 0usize, gates, rows, 1usize);
+        dot_rows(up, x, tables, staged, first, index, 0usize, ups, rows, 1usize);
+    }
 }
 
 /// `y = shared + routed experts, ascending`; a row of the pass along y.
@@ -225,20 +284,22 @@ pub fn down(
     ids: &[u32],
     words: &[Vector<u32, Const<2>>],
     out: &mut [f32],
+    #[comptime] stride: usize,
     #[comptime] s: Expert,
 ) {
-    let tables = Tables::load(words, s.tables);
     let per_plane = comptime!(s.per_plane);
     let row = CUBE_POS_Y as usize;
+    let staged = stage_hidden(hidden, row, s);
+    let tables = Tables::load(words, s.tables);
     let first = (CUBE_POS_X * (CUBE_DIM / PLANE_DIM) + PLANE_POS) as usize * per_plane;
     if first < comptime!(s.width) {
         let first = first.min(comptime!(s.width - s.per_plane));
-        let sums = down_rows(hidden, routed, shared, ids, &tables, row, first, s);
+        let sums = down_rows(hidden, routed, shared, ids, &tables, &staged, row, first, s);
         #[unroll]
         for r in 0..per_plane {
             let sum = plane_sum(sums[r]);
             if UNIT_POS_PLANE == 0 {
-                out[row * comptime!(s.stride) + first + r] = sum;
+                out[row * stride + first + r] = sum;
             }
         }
     }
@@ -252,6 +313,7 @@ pub fn down_rows(
     shared: &Weights,
     ids: &[u32],
     tables: &Tables,
+    staged: &Staged,
     row: usize,
     first: usize,
     #[comptime] s: Expert,
@@ -264,14 +326,49 @@ pub fn down_rows(
         acc[r] = 0.0f32;
     }
     let place = row * comptime!(s.used + 1);
-    index[0] = (place + comptime!(s.used)) as u32;
-    dot_rows(shared, hidden, tables, first, &index, 0usize, &mut acc, per_plane, 1usize);
+    let mut chosen = Array::<usize>::new(comptime!(s.used));
     #[unroll]
     for slot in 0..comptime!(s.used) {
-        let expert = ids[row * comptime!(s.used) + slot] as usize;
-        index[0] = (place + slot) as u32;
-        let from = expert * comptime!(s.width) + first;
-        dot_rows(routed, hidden, tables, from, &index, 0usize, &mut acc, per_plane, 1usize);
+        chosen[slot] = ids[row * comptime!(s.used) + slot] as usize * comptime!(s.width) + first;
+    }
+    // Where a lane has one turn for a row, the weights of an expert come while those before it are multiplied.
+    let ahead = comptime!(one_turn(routed.format, routed.input, routed.plane, routed.steps));
+    let lane = UNIT_POS_PLANE as usize;
+    let mut coming = Sequence::<Held>::new();
+    if comptime!(ahead) {
+        coming.push(fetch_rows(routed, chosen[0], lane, per_plane));
+    }
+    index[0] = (place + comptime!(s.used)) as u32;
+    dot_rows(
+        shared,
+        hidden,
+        tables,
+        &Staged::none(hidden),
+        first,
+        &index,
+        0usize,
+        &mut acc,
+        per_plane,
+        1usize,
+    );
+    #[unroll]
+    for slot in 0..comptime!(s.used) {
+        index[0] = (if comptime!(s.staged) { slot.runtime() } else { place + slot }) as u32;
+        if comptime!(ahead) {
+            if comptime!(slot + 1 < s.used) {
+                coming.push(fetch_rows(
+                    routed,
+                    chosen[comptime!(usize::min(slot + 1, s.used - 1))],
+                    lane,
+                    per_plane,
+                ));
+            }
+            let held = coming.index(slot);
+            dot_held(routed, held, hidden, tables, staged, lane, &index, 0usize, &mut acc, per_plane, 1usize);
+        } else {
+            let from = chosen[slot];
+            dot_rows(routed, hidden, tables, staged, from, &index, 0usize, &mut acc, per_plane, 1usize);
+        }
     }
     acc
 }

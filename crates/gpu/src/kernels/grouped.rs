@@ -1,9 +1,9 @@
 //! The experts' products with many rows, on the matrix units: tokens grouped by expert (A.8).
 
 use super::common::Real;
-use super::dot::{Eight, Four, Quad, Weights};
+use super::dot::{Eight, Four, Weights};
 use super::experts::swiglu;
-use super::matmul::{Tiling, UNITS, column_of, input_row, product, row_of};
+use super::matmul::{Tiling, UNITS, column_of, input_row, product, row_of, store_sum};
 use cubecl::prelude::*;
 use half::f16;
 
@@ -149,7 +149,7 @@ pub fn hidden_matmul(
     x: &[Eight],
     gate: &Weights,
     up: &Weights,
-    words: &[Quad],
+    words: &[Vector<u32, Const<2>>],
     sorted: &[u32],
     tiles: &[u32],
     weights: &[f32],
@@ -161,10 +161,10 @@ pub fn hidden_matmul(
     let tile = expert_tile(tiles, n, s);
     if tile.count > 0 {
         let first_column = CUBE_POS_X as usize * UNITS;
-        let column = usize::min(first_column + UNIT_POS as usize, comptime!(s.columns - 1));
-        let weight_row = tile.expert * comptime!(s.columns) + column;
+        let first = tile.expert * comptime!(s.columns);
+        let (row, last) = (first + first_column, first + comptime!(s.columns - 1));
         let starts = pair_starts(sorted, &tile, false, s);
-        let sums = product(x, &starts, gate, weight_row, up, weight_row, words, t, true);
+        let sums = product(x, &starts, gate, row, up, row, last, words, t, true);
         // Each plane lays a tile of gate and one of up side by side and joins them.
         let area = comptime!(t.side * t.side);
         let mut stage = Shared::<[f32]>::new_slice(comptime!(2 * t.side * t.side * t.planes_m * t.planes_n));
@@ -175,17 +175,13 @@ pub fn hidden_matmul(
             #[unroll]
             for j in 0..halves {
                 let (first_row, first_column) = (row_of(i, t), first_column + column_of(j, t, true));
-                cmma::store(
-                    &mut stage[base..base + area],
-                    sums.index(comptime!(i * t.n() + j)),
-                    comptime!(t.side as u32),
-                    cmma::MatrixLayout::RowMajor,
-                );
-                cmma::store(
+                store_sum(&sums, &mut stage[base..base + area], comptime!(i * t.n() + j), t.side, t);
+                store_sum(
+                    &sums,
                     &mut stage[base + area..base + 2 * area],
-                    sums.index(comptime!(i * t.n() + halves + j)),
-                    comptime!(t.side as u32),
-                    cmma::MatrixLayout::RowMajor,
+                    comptime!(i * t.n() + halves + j),
+                    t.side,
+                    t,
                 );
                 sync_plane();
                 let mut k = UNIT_POS_PLANE as usize;
@@ -213,7 +209,7 @@ pub fn hidden_matmul(
 pub fn down_matmul(
     hidden: &[Eight],
     w: &Weights,
-    words: &[Quad],
+    words: &[Vector<u32, Const<2>>],
     sorted: &[u32],
     tiles: &[u32],
     out: &mut [f32],
@@ -224,11 +220,10 @@ pub fn down_matmul(
     let tile = expert_tile(tiles, n, s);
     if tile.count > 0 {
         let first_column = CUBE_POS_X as usize * comptime!(t.columns);
-        let (column, last) = (first_column + UNIT_POS as usize, comptime!(s.columns - 1));
         let first = tile.expert * comptime!(s.columns);
-        let (one, other) = (first + usize::min(column, last), first + usize::min(column + UNITS, last));
+        let (row, last) = (first + first_column, first + comptime!(s.columns - 1));
         let starts = pair_starts(sorted, &tile, true, s);
-        let sums = product(hidden, &starts, w, one, w, other, words, t, false);
+        let sums = product(hidden, &starts, w, row, w, row + UNITS, last, words, t, false);
         let area = comptime!(t.side * t.side);
         let mut stage = Shared::<[f32]>::new_slice(comptime!(t.side * t.side * t.planes_m * t.planes_n));
         let base = PLANE_POS as usize * area;
@@ -237,12 +232,7 @@ pub fn down_matmul(
             #[unroll]
             for j in 0..comptime!(t.n()) {
                 let (first_row, first_column) = (row_of(i, t), first_column + column_of(j, t, false));
-                cmma::store(
-                    &mut stage[base..base + area],
-                    sums.index(comptime!(i * t.n() + j)),
-                    comptime!(t.side as u32),
-                    cmma::MatrixLayout::RowMajor,
-                );
+                store_sum(&sums, &mut stage[base..base + area], comptime!(i * t.n() + j), t.side, t);
                 sync_plane();
                 let mut k = UNIT_POS_PLANE as usize;
                 while k < area {

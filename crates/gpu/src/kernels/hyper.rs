@@ -214,13 +214,13 @@ pub fn hc_mix(
         v = norm[own] * (v * Four::new(mix_scale(&totals, &pre, s)));
         let valid = k < comptime!(s.d / 4);
         store_four(&mut x, row, k, select(valid, v, Four::new(0.0f32)), valid);
-    } else if UNIT_POS == 0 {
+    } else if PLANE_POS == 0 {
         sinkhorn(&totals, r, control, row, mix, s);
     }
 }
 
 /// post, and comb made doubly stochastic: softmax over destinations, then alternating normalisations, columns
-/// first.
+/// first. Each unit of a group of N has a row of comb; the groups of the plane do the same.
 #[cube]
 fn sinkhorn(
     totals: &Shared<[f32]>,
@@ -232,73 +232,74 @@ fn sinkhorn(
 ) {
     let n = comptime!(s.n);
     let eps = comptime!(s.eps.get());
-    let out = row * comptime!(s.mix_stride);
+    let own = UNIT_POS_PLANE as usize % n;
+    let z = totals[n + own] * r * control[1] + control[comptime!(3 + s.n) + own];
+    let post = 2.0f32 * sigmoid(z);
+    let mut c = Array::<f32>::new(n);
+    let mut max = f32::min_value();
     #[unroll]
-    for i in 0..n {
-        let z = totals[comptime!(n + i)] * r * control[1] + control[comptime!(3 + n + i)];
-        mix[out + i] = 2.0f32 * sigmoid(z);
+    for j in 0..n {
+        let at = comptime!(2 * s.n + j) + own * n;
+        c[j] = totals[at] * r * control[2] + control[3 + at];
+        max = f32::max(max, c[j]);
     }
-    let mut c = Array::<f32>::new(comptime!(n * n));
     #[unroll]
-    for i in 0..n {
-        let mut max = f32::min_value();
-        #[unroll]
-        for j in 0..n {
-            let at = comptime!(2 * n + i * n + j);
-            let z = totals[at] * r * control[2] + control[comptime!(3 + at)];
-            c[comptime!(i * n + j)] = z;
-            max = f32::max(max, z);
-        }
-        let mut sum = 0.0f32;
-        #[unroll]
-        for j in 0..n {
-            let e = f32::exp(c[comptime!(i * n + j)] - max);
-            c[comptime!(i * n + j)] = e;
-            sum += e;
-        }
-        #[unroll]
-        for j in 0..n {
-            c[comptime!(i * n + j)] = c[comptime!(i * n + j)] / sum + eps;
-        }
+    for j in 0..n {
+        c[j] = f32::exp(c[j] - max);
     }
-    columns(&mut c, n, eps);
+    let sum = row_sum(&c, n);
+    #[unroll]
+    for j in 0..n {
+        c[j] = c[j] / sum + eps;
+    }
+    normalise_columns(&mut c, n, eps);
     for _ in 1..comptime!(s.sinkhorn) {
+        let inv = inverse(row_sum(&c, n) + eps);
         #[unroll]
-        for i in 0..n {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for j in 0..n {
-                sum += c[comptime!(i * n + j)];
-            }
-            let inv = 1.0f32 / (sum + eps);
-            #[unroll]
-            for j in 0..n {
-                c[comptime!(i * n + j)] = c[comptime!(i * n + j)] * inv;
-            }
+        for j in 0..n {
+            c[j] = c[j] * inv;
         }
-        columns(&mut c, n, eps);
+        normalise_columns(&mut c, n, eps);
     }
-    #[unroll]
-    for i in 0..comptime!(n * n) {
-        mix[out + n + i] = c[i];
+    if UNIT_POS_PLANE < comptime!(s.n as u32) {
+        let out = row * comptime!(s.mix_stride);
+        mix[out + own] = post;
+        #[unroll]
+        for j in 0..n {
+            mix[out + n + own * n + j] = c[j];
+        }
     }
 }
 
 #[cube]
-fn columns(c: &mut Array<f32>, #[comptime] n: usize, eps: f32) {
+fn row_sum(c: &Array<f32>, #[comptime] n: usize) -> f32 {
+    let mut sum = c[0];
+    #[unroll]
+    for j in 1..n {
+        sum += c[j];
+    }
+    sum
+}
+
+#[cube]
+fn normalise_columns(c: &mut Array<f32>, #[comptime] n: usize, eps: f32) {
     #[unroll]
     for j in 0..n {
-        let mut sum = 0.0f32;
+        let mut sum = c[j];
         #[unroll]
-        for i in 0..n {
-            sum += c[comptime!(i * n + j)];
+        for i in 0..comptime!(n.ilog2()) {
+            sum += plane_shuffle_xor(sum, comptime!(1u32 << i));
         }
-        let inv = 1.0f32 / (sum + eps);
-        #[unroll]
-        for i in 0..n {
-            c[comptime!(i * n + j)] = c[comptime!(i * n + j)] * inv;
-        }
+        c[j] = c[j] * inverse(sum + eps);
     }
+}
+
+/// `1 / x` of positive values, to a few units in the last place. A division takes a device a subroutine; here each of
+/// twenty iterations waits for two, one after the other.
+#[cube]
+fn inverse(x: f32) -> f32 {
+    let root = f32::inverse_sqrt(x);
+    root * root
 }
 
 /// A.3: the head's mix of a row's streams; parts of the row along y.

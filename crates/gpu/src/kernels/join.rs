@@ -5,7 +5,7 @@
 //! that makes the sublayer's output, whose cube then has those channels; else it is a kernel of its own.
 
 use super::dot::{Four, Input, Weights, dot_four};
-use super::experts::{Expert, down_rows};
+use super::experts::{Expert, down_rows, stage_hidden};
 use super::hyper::Hyper;
 use super::project::cube_products;
 use super::tables::Tables;
@@ -375,12 +375,14 @@ pub fn down_join<E: Float>(
     let place = place_of(n, s);
     let coming = fetch(&*streams, mix, &place, s, true);
     let coming_control = fetch_control(control, &place, s);
+    let staged = stage_hidden(hidden, place.row, expert);
     let tables = Tables::load(words, expert.tables);
     let mut y = Shared::<[f32]>::new_slice(s.part);
     let per_plane = comptime!(expert.per_plane);
     let first = PLANE_POS as usize * per_plane;
     if first < comptime!(s.part) {
-        let sums = down_rows(hidden, routed, shared, ids, &tables, place.row, 4 * place.four + first, expert);
+        let row = 4 * place.four + first;
+        let sums = down_rows(hidden, routed, shared, ids, &tables, &staged, place.row, row, expert);
         #[unroll]
         for r in 0..per_plane {
             let sum = plane_sum(sums[r]);

@@ -5,8 +5,8 @@
 //! While the matrix units work on one slice, the next is decoded, and the one after it on its way into registers. What a
 //! row's result is does not depend on the other rows of the tile, nor on the tile's size.
 
-use super::dot::{Eight, Quad, Weights};
-use super::unpack::{HalfTables, Stored, fetch, store_weights};
+use super::dot::{Eight, Weights};
+use super::unpack::{PairTables, Stored, fetch, store_weights};
 use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
@@ -31,6 +31,8 @@ pub struct Tiling {
     pub planes_n: usize,
     /// Slices in shared memory at once: of two, one is decoded while the other is multiplied.
     pub buffers: usize,
+    /// Whether the parts of a tile that a unit holds are known, see [`Sums`].
+    pub fragments: bool,
 }
 
 impl Tiling {
@@ -64,35 +66,93 @@ impl Tiling {
     /// Bytes of shared memory, with the largest table and what experts lay side by side.
     pub const fn shared_bytes(&self) -> usize {
         self.buffers * (self.rows + self.columns) * self.pitch() * 16
-            + 256 * 16
+            + 256 * 8
             + 2 * self.side * self.side * 4 * self.planes_m * self.planes_n
     }
 }
 
 /// Shared memory that the products of experts need at the least.
 pub const fn least_shared_bytes(side: usize) -> usize {
-    Tiling { side, rows: 64, columns: 2 * UNITS, depth: 32, planes_m: 1, planes_n: 4, buffers: 1 }
-        .shared_bytes()
+    Tiling {
+        side,
+        rows: 64,
+        columns: 2 * UNITS,
+        depth: 32,
+        planes_m: 1,
+        planes_n: 4,
+        buffers: 1,
+        fragments: false,
+    }
+    .shared_bytes()
 }
 
-/// Sums of a plane's tiles.
-pub type Sums = Sequence<cmma::Matrix<f32>>;
+/// Sums of a plane's tiles. What all devices offer keeps to itself which unit holds which value of a tile. NVIDIA's say
+/// so, and then take tiles from shared memory at twice the speed.
+#[derive(CubeType)]
+pub struct Sums {
+    tiles: Sequence<cmma::Matrix<f32>>,
+    /// Two for each tile, its left half and its right.
+    fragments: Sequence<Array<Vector<f32, Const<2>>>>,
+}
 
 #[cube]
 fn zero_sums(#[comptime] t: Tiling) -> Sums {
-    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    let mut tiles = Sequence::<cmma::Matrix<f32>>::new();
+    let mut fragments = Sequence::<Array<Vector<f32, Const<2>>>>::new();
     #[unroll]
     for _ in 0..comptime!(t.m() * t.n()) {
-        sums.push(cmma::Matrix::<f32>::from_value(
-            cmma::MatrixIdent::Accumulator,
-            t.side,
-            t.side,
-            t.side,
-            cmma::MatrixLayout::Undefined,
-            0.0f32,
-        ));
+        if comptime!(t.fragments) {
+            #[unroll]
+            for _ in 0..2usize {
+                let mut zeros = Array::<Vector<f32, Const<2>>>::new(2usize);
+                zeros[0] = Vector::new(0.0f32);
+                zeros[1] = Vector::new(0.0f32);
+                fragments.push(zeros);
+            }
+        } else {
+            tiles.push(cmma::Matrix::<f32>::from_value(
+                cmma::MatrixIdent::Accumulator,
+                t.side,
+                t.side,
+                t.side,
+                cmma::MatrixLayout::Undefined,
+                0.0f32,
+            ));
+        }
     }
-    sums
+    Sums { tiles, fragments }
+}
+
+/// Stores tile `i` of a plane's sums.
+#[cube]
+pub fn store_sum(
+    sums: &Sums,
+    to: &mut [f32],
+    #[comptime] i: usize,
+    #[comptime] stride: usize,
+    #[comptime] t: Tiling,
+) {
+    if comptime!(t.fragments) {
+        let def = fragment_shape();
+        #[unroll]
+        for half in 0..2usize {
+            #[unroll]
+            for element in 0..4usize {
+                let (row, column) =
+                    def.position_of_nth(UNIT_POS_PLANE, element as u32, cmma::MatrixIdent::Accumulator);
+                let v = sums.fragments.index(comptime!(2 * i + half))[comptime!(element / 2)];
+                to[row as usize * stride + column as usize + 8 * half] = v.extract(comptime!(element % 2));
+            }
+        }
+    } else {
+        cmma::store(to, sums.tiles.index(i), comptime!(stride as u32), cmma::MatrixLayout::RowMajor);
+    }
+}
+
+/// What a step of the matrix units multiplies, where fragments are known: the left or right half of a tile.
+#[cube]
+fn fragment_shape() -> cmma::MmaDefinition<f16, f16, f32> {
+    cmma::MmaDefinition::<f16, f16, f32>::new(16usize, 8usize, 16usize)
 }
 
 /// A tile of f16 from shared memory.
@@ -137,39 +197,98 @@ fn multiply(
     a: &Shared<[Eight]>,
     b: &Shared<[Eight]>,
     buffer: usize,
-    sums: &Sums,
+    sums: &mut Sums,
     #[comptime] k: usize,
     #[comptime] t: Tiling,
     #[comptime] pair: bool,
 ) {
-    let (base_a, base_b) =
-        (buffer * comptime!(t.rows * t.pitch()), buffer * comptime!(t.columns * t.pitch()));
-    let mut left = Sequence::<cmma::Matrix<f16>>::new();
-    #[unroll]
-    for i in 0..comptime!(t.m()) {
-        left.push(tile_at(
-            a,
-            base_a + row_of(i, t) * comptime!(t.pitch()) + comptime!(k * t.side / 8),
-            comptime!(t.buffers * t.rows * t.pitch()),
-            cmma::MatrixIdent::A,
-            cmma::MatrixLayout::RowMajor,
-            t,
-        ));
+    let base_a = buffer * comptime!(t.rows * t.pitch()) + comptime!(k * t.side / 8);
+    let base_b = buffer * comptime!(t.columns * t.pitch()) + comptime!(k * t.side / 8);
+    if comptime!(t.fragments) {
+        multiply_fragments(a, b, base_a, base_b, sums, t, pair);
+    } else {
+        multiply_tiles(a, b, base_a, base_b, sums, t, pair);
     }
+}
+
+#[cube]
+fn multiply_tiles(
+    a: &Shared<[Eight]>,
+    b: &Shared<[Eight]>,
+    base_a: usize,
+    base_b: usize,
+    sums: &mut Sums,
+    #[comptime] t: Tiling,
+    #[comptime] pair: bool,
+) {
+    let mut right = Sequence::<cmma::Matrix<f16>>::new();
     #[unroll]
     for j in 0..comptime!(t.n()) {
-        let right = tile_at(
+        right.push(tile_at(
             b,
-            base_b + column_of(j, t, pair) * comptime!(t.pitch()) + comptime!(k * t.side / 8),
+            base_b + column_of(j, t, pair) * comptime!(t.pitch()),
             comptime!(t.buffers * t.columns * t.pitch()),
             cmma::MatrixIdent::B,
             cmma::MatrixLayout::ColMajor,
             t,
+        ));
+    }
+    #[unroll]
+    for i in 0..comptime!(t.m()) {
+        let left = tile_at(
+            a,
+            base_a + row_of(i, t) * comptime!(t.pitch()),
+            comptime!(t.buffers * t.rows * t.pitch()),
+            cmma::MatrixIdent::A,
+            cmma::MatrixLayout::RowMajor,
+            t,
         );
         #[unroll]
-        for i in 0..comptime!(t.m()) {
-            let sum = sums.index(comptime!(i * t.n() + j));
-            cmma::execute(left.index(i), &right, sum, sum);
+        for j in 0..comptime!(t.n()) {
+            let sum = sums.tiles.index(comptime!(i * t.n() + j));
+            cmma::execute(&left, right.index(j), sum, sum);
+        }
+    }
+}
+
+/// The same where fragments are known. A tile is loaded as four parts of 8x8, for each of which eight units name a row.
+#[cube]
+fn multiply_fragments(
+    a: &Shared<[Eight]>,
+    b: &Shared<[Eight]>,
+    base_a: usize,
+    base_b: usize,
+    sums: &mut Sums,
+    #[comptime] t: Tiling,
+    #[comptime] pair: bool,
+) {
+    let (def, lane) = (fragment_shape(), UNIT_POS_PLANE as usize);
+    let (end_a, end_b) =
+        (comptime!(t.buffers * t.rows * t.pitch()), comptime!(t.buffers * t.columns * t.pitch()));
+    // Parts in the order that the units want them: of activations first along the rows, of weights along the depth.
+    let (row_a, eight_a) = (lane % 16, lane / 16);
+    let (row_b, eight_b) = (lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    let mut right = Sequence::<Array<Vector<f16, Const<2>>>>::new();
+    #[unroll]
+    for j in 0..comptime!(t.n()) {
+        let at = base_b + (column_of(j, t, pair) + row_b) * comptime!(t.pitch()) + eight_b;
+        let parts = def.load_matrix::<Eight, Const<2>>(&b[at..end_b], cmma::MatrixIdent::B, 4usize, false);
+        #[unroll]
+        for half in 0..2usize {
+            let mut own = Array::<Vector<f16, Const<2>>>::new(2usize);
+            own[0] = parts[comptime!(2 * half)];
+            own[1] = parts[comptime!(2 * half + 1)];
+            right.push(own);
+        }
+    }
+    #[unroll]
+    for i in 0..comptime!(t.m()) {
+        let at = base_a + (row_of(i, t) + row_a) * comptime!(t.pitch()) + eight_a;
+        let left = def.load_matrix::<Eight, Const<2>>(&a[at..end_a], cmma::MatrixIdent::A, 4usize, false);
+        #[unroll]
+        for j in 0..comptime!(2 * t.n()) {
+            let sum = sums.fragments.index_mut(comptime!(2 * i * t.n() + j));
+            def.execute_inplace(&left, right.index(j), sum);
         }
     }
 }
@@ -181,8 +300,8 @@ pub fn input_row(#[comptime] i: usize, #[comptime] t: Tiling) -> usize {
 }
 
 /// The product of a tile of activations and one of weights: this plane's sums. Row `input_row(i)` of the activations
-/// begins at eight `starts[i]` of `x`; `first_row` and `second_row` are the rows of weights that this unit loads: of
-/// `first` and, where there are two for each unit, of `second`.
+/// begins at eight `starts[i]` of `x`. The rows of weights begin at `first_row` of `first` and, where there are two for
+/// each unit, at `second_row` of `second`; none is beyond `last`.
 #[cube]
 pub fn product(
     x: &[Eight],
@@ -191,27 +310,30 @@ pub fn product(
     first_row: usize,
     second: &Weights,
     second_row: usize,
-    words: &[Quad],
+    last: usize,
+    words: &[Vector<u32, Const<2>>],
     #[comptime] t: Tiling,
     #[comptime] pair: bool,
 ) -> Sums {
     let iq2 = comptime!(first.format == Format::Iq2 || second.format == Format::Iq2);
-    let tables = HalfTables::load(words, iq2);
+    let tables = PairTables::load(words, iq2);
     let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * t.pitch()));
     let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.columns * t.pitch()));
-    let sums = zero_sums(t);
+    let mut sums = zero_sums(t);
     let slices = comptime!(first.input.div_ceil(t.depth));
     let mut one = Stored::new(comptime!(first.format), comptime!(t.depth));
     let mut other = Stored::new(comptime!(second.format), comptime!(t.depth));
     let mut input = Array::<Eight>::new(comptime!(t.eights()));
-    fetch_slice(x, starts, first, first_row, second, second_row, 0usize, &mut one, &mut other, &mut input, t);
+    fetch_slice(
+        x, starts, first, first_row, second, second_row, last, 0usize, &mut one, &mut other, &mut input, t,
+    );
     let (formats, steps) = (comptime!((first.format, second.format)), comptime!(t.depth / t.side));
     if comptime!(t.buffers == 2) {
         store_input(&input, &mut a, 0usize, t);
         store_chunks(&one, &other, &tables, 0usize, &mut b, 0usize, comptime!((0, t.depth / 16)), formats, t);
         let next = comptime!(usize::min(1, slices - 1)).runtime();
         fetch_slice(
-            x, starts, first, first_row, second, second_row, next, &mut one, &mut other, &mut input, t,
+            x, starts, first, first_row, second, second_row, last, next, &mut one, &mut other, &mut input, t,
         );
         sync_cube();
         for slice in 0..slices {
@@ -220,7 +342,7 @@ pub fn product(
             // products: the matrix units go on meanwhile.
             #[unroll]
             for k in 0..steps {
-                multiply(&a, &b, buffer, &sums, k, t, pair);
+                multiply(&a, &b, buffer, &mut sums, k, t, pair);
                 let chunks = comptime!(t.chunks_after(k));
                 if comptime!(chunks.0 < chunks.1) {
                     if comptime!(chunks.0 == 0) {
@@ -231,7 +353,8 @@ pub fn product(
             }
             let next = usize::min(slice + 2, comptime!(slices - 1));
             fetch_slice(
-                x, starts, first, first_row, second, second_row, next, &mut one, &mut other, &mut input, t,
+                x, starts, first, first_row, second, second_row, last, next, &mut one, &mut other,
+                &mut input, t,
             );
             sync_cube();
         }
@@ -244,11 +367,12 @@ pub fn product(
             sync_cube();
             let next = usize::min(slice + 1, comptime!(slices - 1));
             fetch_slice(
-                x, starts, first, first_row, second, second_row, next, &mut one, &mut other, &mut input, t,
+                x, starts, first, first_row, second, second_row, last, next, &mut one, &mut other,
+                &mut input, t,
             );
             #[unroll]
             for k in 0..steps {
-                multiply(&a, &b, 0usize, &sums, k, t, pair);
+                multiply(&a, &b, 0usize, &mut sums, k, t, pair);
             }
         }
     }
@@ -260,7 +384,7 @@ pub fn product(
 fn store_chunks(
     one: &Stored,
     other: &Stored,
-    tables: &HalfTables,
+    tables: &PairTables,
     slice: usize,
     b: &mut Shared<[Eight]>,
     buffer: usize,
@@ -269,11 +393,10 @@ fn store_chunks(
     #[comptime] t: Tiling,
 ) {
     let (odd, depth) = (slice % 2 == 1, comptime!(t.depth));
-    let at = (buffer * comptime!(t.columns) + UNIT_POS as usize) * comptime!(t.pitch());
-    store_weights(one, tables, odd, b, at, chunks, comptime!(formats.0), depth);
+    let (first, pitch) = (buffer * comptime!(t.columns), comptime!(t.pitch()));
+    store_weights(one, tables, odd, b, first, chunks, comptime!(formats.0), depth, pitch);
     if comptime!(t.columns > UNITS) {
-        let at = at + comptime!(UNITS * t.pitch());
-        store_weights(other, tables, odd, b, at, chunks, comptime!(formats.1), depth);
+        store_weights(other, tables, odd, b, first + UNITS, chunks, comptime!(formats.1), depth, pitch);
     }
 }
 
@@ -299,15 +422,16 @@ fn fetch_slice(
     first_row: usize,
     second: &Weights,
     second_row: usize,
+    last: usize,
     slice: usize,
     one: &mut Stored,
     other: &mut Stored,
     input: &mut Array<Eight>,
     #[comptime] t: Tiling,
 ) {
-    fetch(first, first_row, slice, one, comptime!(t.depth));
+    fetch(first, first_row, last, slice, one, comptime!(t.depth));
     if comptime!(t.columns > UNITS) {
-        fetch(second, second_row, slice, other, comptime!(t.depth));
+        fetch(second, second_row, last, slice, other, comptime!(t.depth));
     }
     fetch_input(x, starts, slice, input, comptime!(first.input), t);
 }
@@ -349,7 +473,14 @@ pub struct Dense {
 
 /// `out = x W^T`: tiles of rows along y, of columns along x. Writes whole tiles: `out` has room for them.
 #[cube(launch_unchecked)]
-pub fn matmul(x: &[Eight], w: &Weights, words: &[Quad], out: &mut [f32], n: u32, #[comptime] s: Dense) {
+pub fn matmul(
+    x: &[Eight],
+    w: &Weights,
+    words: &[Vector<u32, Const<2>>],
+    out: &mut [f32],
+    n: u32,
+    #[comptime] s: Dense,
+) {
     let t = comptime!(s.tiling);
     let first_row = CUBE_POS_Y as usize * comptime!(t.rows);
     let first_column = CUBE_POS_X as usize * comptime!(t.columns);
@@ -361,10 +492,8 @@ pub fn matmul(x: &[Eight], w: &Weights, words: &[Quad], out: &mut [f32], n: u32,
         let row = usize::min(first_row + input_row(i, t), n as usize - 1);
         starts[i] = row * comptime!(s.x_stride / 8) + offset;
     }
-    let column = first_column + UNIT_POS as usize;
-    let last = comptime!(s.columns - 1);
-    let (one, other) = (usize::min(column, last), usize::min(column + UNITS, last));
-    let sums = product(x, &starts, w, one, w, other, words, t, false);
+    let (other, last) = (first_column + UNITS, comptime!(s.columns - 1).runtime());
+    let sums = product(x, &starts, w, first_column, w, other, last, words, t, false);
     let length = out.len();
     #[unroll]
     for i in 0..comptime!(t.m()) {
@@ -372,12 +501,8 @@ pub fn matmul(x: &[Eight], w: &Weights, words: &[Quad], out: &mut [f32], n: u32,
         for j in 0..comptime!(t.n()) {
             let (r, c) = (first_row + row_of(i, t), first_column + column_of(j, t, false));
             if c < comptime!(s.columns) {
-                cmma::store(
-                    &mut out[r * comptime!(s.stride) + c..length],
-                    sums.index(comptime!(i * t.n() + j)),
-                    comptime!(s.stride as u32),
-                    cmma::MatrixLayout::RowMajor,
-                );
+                let to = &mut out[r * comptime!(s.stride) + c..length];
+                store_sum(&sums, to, comptime!(i * t.n() + j), s.stride, t);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::common::store_four;
 use super::dot::{Four, Input, Output, Weights, dot_rows};
-use super::tables::Tables;
+use super::tables::{Staged, Tables};
 use crate::layout::Format;
 use cubecl::prelude::*;
 
@@ -83,7 +83,7 @@ fn project_rows(x: &Input, job: &mut Job, tables: &Tables, row: usize, n: u32, #
         acc[i] = 0.0f32;
     }
     let offset = (row / comptime!(job.group)) * comptime!(job.weights.input);
-    dot_rows(&job.weights, x, tables, row, &index, offset, &mut acc, per_plane, columns);
+    dot_rows(&job.weights, x, tables, &Staged::none(x), row, &index, offset, &mut acc, per_plane, columns);
     #[unroll]
     for c in 0..columns {
         #[unroll]
@@ -174,7 +174,18 @@ pub fn cube_products(
         acc[i] = 0.0f32;
     }
     if own < per_cube {
-        dot_rows(weights, x, tables, first + own, &index, offset, &mut acc, per_plane, columns);
+        dot_rows(
+            weights,
+            x,
+            tables,
+            &Staged::none(x),
+            first + own,
+            &index,
+            offset,
+            &mut acc,
+            per_plane,
+            columns,
+        );
     }
     #[unroll]
     for c in 0..columns {

@@ -3,6 +3,7 @@
 use super::cache::{
     KEY_SCALES, KEYS, Rounding, RowShape, block_max, fp4_code, fp4_scale, fp4_twice, hadamard, part_of,
 };
+use super::dot::{Quad, dot_bytes};
 use cubecl::prelude::*;
 
 /// What the indexer is specialised by.
@@ -24,6 +25,10 @@ impl Index {
     /// Blocks of a key, each with a scale.
     pub const fn blocks(&self) -> usize {
         self.key.width / 32
+    }
+    /// Vectors of 16 bytes of a key, one a value.
+    const fn quads(&self) -> usize {
+        self.key.width / 16
     }
 }
 
@@ -100,17 +105,17 @@ pub fn prepare_queries(
 }
 
 /// Units of a cube of [`score`].
-pub const SCORE_UNITS: usize = 512;
+pub const SCORE_UNITS: usize = 256;
 /// Units that share a key's heads.
-const SHARE: usize = 4;
+const SHARE: usize = 8;
 /// Keys of a cube.
 pub const SCORE_KEYS: usize = SCORE_UNITS / SHARE;
 
-/// Scores of the keys that a row of the pass sees: `sum over heads of weight * max(0, q . key)`. Four units share a key.
+/// Scores of the keys that a row of the pass sees: `sum over heads of weight * max(0, q . key)`.
 #[cube(launch_unchecked)]
 pub fn score(
     q: &[f32],
-    words: &[u32],
+    words: &[Quad],
     scales: &[f32],
     weights: &[f32],
     plan: &[u32],
@@ -149,8 +154,10 @@ pub fn score(
                 h += SHARE;
             }
         }
-        sum += plane_shuffle_xor(sum, 1);
-        sum += plane_shuffle_xor(sum, 2);
+        #[unroll]
+        for i in 0..comptime!(SHARE.ilog2()) {
+            sum += plane_shuffle_xor(sum, comptime!(1u32 << i));
+        }
         if share == 0 && key < visible {
             let factor = comptime!(((s.key.width * s.heads) as f32).powf(-0.5));
             scores[(CUBE_POS_Y * score_stride + key) as usize] = sum * factor;
@@ -158,10 +165,11 @@ pub fn score(
     }
 }
 
-/// A unit's share of a packed key's score, by integers. The whole cube takes part.
+/// A unit's share of a packed key's score, by integers. The whole cube takes part: its units unpack parts of the keys
+/// for each other.
 #[cube]
 fn score_packed(
-    words: &[u32],
+    words: &[Quad],
     scales: &[f32],
     weights: &[f32],
     arena: &[u32],
@@ -171,34 +179,40 @@ fn score_packed(
     share: usize,
     #[comptime] s: Index,
 ) -> f32 {
-    let quads = comptime!(s.heads * s.key.width / 4);
-    let mut q8 = Shared::<[i32]>::new_slice(quads);
-    let mut qs = Shared::<[f32]>::new_slice(comptime!(s.heads * s.blocks()));
+    // One more than a row has, so that rows start in different banks.
+    let pitch = comptime!(s.quads() + 1);
+    let quads = comptime!(s.quads());
+    let mut queries = Shared::<[Quad]>::new_slice(comptime!(s.heads * (s.quads() + 1)));
+    let mut keys = Shared::<[Quad]>::new_slice(comptime!(SCORE_KEYS * (s.quads() + 1)));
+    let mut query_scales = Shared::<[f32]>::new_slice(comptime!(s.heads * s.blocks()));
+    let mut head_weights = Shared::<[f32]>::new_slice(s.heads);
     let mut i = UNIT_POS as usize;
-    while i < quads {
-        q8[i] = i32::reinterpret(words[r * quads + i]);
+    while i < comptime!(s.heads * s.quads()) {
+        queries[i / quads * pitch + i % quads] = words[r * comptime!(s.heads * s.quads()) + i];
         i += CUBE_DIM as usize;
     }
     i = UNIT_POS as usize;
     while i < comptime!(s.heads * s.blocks()) {
-        qs[i] = scales[r * comptime!(s.heads * s.blocks()) + i];
+        query_scales[i] = scales[r * comptime!(s.heads * s.blocks()) + i];
         i += CUBE_DIM as usize;
     }
-    sync_cube();
-    let mut k8 = Array::<i32>::new(comptime!(s.key.width / 4));
-    #[unroll]
-    for w in 0..comptime!(s.key.width / 8) {
-        let word = arena[at + w];
+    i = UNIT_POS as usize;
+    while i < comptime!(s.heads) {
+        head_weights[i] = weights[r * comptime!(s.weight_stride) + i];
+        i += CUBE_DIM as usize;
+    }
+    let key = UNIT_POS as usize / SHARE * pitch;
+    i = share;
+    while i < quads {
+        let mut unpacked = Quad::empty();
         #[unroll]
-        for h in 0..2usize {
-            let mut packed = 0u32;
-            #[unroll]
-            for i in 0..4usize {
-                let code = (word >> comptime!(16 * h as u32 + 4 * i as u32)) & 15;
-                packed |= (u32::reinterpret(fp4_twice(code)) & 255) << comptime!(8 * i as u32);
-            }
-            k8[comptime!(2 * w + h)] = i32::reinterpret(packed);
+        for half in 0..2usize {
+            let word = arena[at + 2 * i + half];
+            unpacked.insert(comptime!(2 * half), unpack_keys(word));
+            unpacked.insert(comptime!(2 * half + 1), unpack_keys(word >> 16));
         }
+        keys[key + i] = unpacked;
+        i += SHARE;
     }
     let mut ks = Array::<f32>::new(s.blocks());
     #[unroll]
@@ -206,27 +220,39 @@ fn score_packed(
         let word = arena[key_scales + comptime!(b / 4)];
         ks[b] = f32::reinterpret(((word >> comptime!(8 * (b as u32 % 4))) & 255) << 23);
     }
+    sync_cube();
+    let mut own = Array::<Quad>::new(quads);
+    #[unroll]
+    for i in 0..quads {
+        own[i] = keys[key + i];
+    }
     let mut sum = 0.0f32;
     let mut h = share;
     while h < comptime!(s.heads) {
         let mut dot = 0.0f32;
         #[unroll]
         for b in 0..comptime!(s.blocks()) {
-            let mut int = 0i32;
-            #[unroll]
-            for i in 0..8usize {
-                int = dp4a(
-                    q8[h * comptime!(s.key.width / 4) + comptime!(8 * b + i)],
-                    k8[comptime!(8 * b + i)],
-                    int,
-                );
-            }
-            dot += f32::cast_from(int) * (qs[h * comptime!(s.blocks()) + b] * ks[b]);
+            let at = h * pitch + comptime!(2 * b);
+            let int = dot_bytes(queries[at], own[comptime!(2 * b)])
+                + dot_bytes(queries[at + 1], own[comptime!(2 * b + 1)]);
+            dot += f32::cast_from(int) * (query_scales[h * comptime!(s.blocks()) + b] * ks[b]);
         }
-        sum += weights[r * comptime!(s.weight_stride) + h] * f32::max(dot, 0.0f32);
+        sum += head_weights[h] * f32::max(dot, 0.0f32);
         h += SHARE;
     }
     sum
+}
+
+/// Four FP4 codes, the lowest bits of a word, as bytes: twice their values.
+#[cube]
+fn unpack_keys(codes: u32) -> u32 {
+    let mut packed = 0u32;
+    #[unroll]
+    for i in 0..4usize {
+        let code = (codes >> comptime!(4 * i as u32)) & 15;
+        packed |= (u32::reinterpret(fp4_twice(code)) & 255) << comptime!(8 * i as u32);
+    }
+    packed
 }
 
 /// Bits of a float in an order that integers share.

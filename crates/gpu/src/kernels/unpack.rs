@@ -1,22 +1,24 @@
 //! Weights on their way to the matrix units: a slice of a row from memory, then as f16 into shared memory.
 
 use super::dot::{Eight, Four, Quad, Weights, eight_signs};
+use super::matmul::UNITS;
 use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
 
 type Two = Vector<f16, Const<2>>;
 
-/// The grid of IQ2_XXS in f16: eight magnitudes of a code.
+/// The grid of IQ2_XXS: eight magnitudes of a code, in the order of [`super::tables::pair_words`].
 #[derive(CubeType)]
-pub struct HalfTables {
-    grid: Shared<[Quad]>,
+pub struct PairTables {
+    grid: Shared<[Vector<u32, Const<2>>]>,
 }
 
 #[cube]
-impl HalfTables {
-    pub fn load(words: &[Quad], #[comptime] needed: bool) -> HalfTables {
-        let mut grid = Shared::<[Quad]>::new_slice(comptime!(if needed { 256usize } else { 1usize }));
+impl PairTables {
+    pub fn load(words: &[Vector<u32, Const<2>>], #[comptime] needed: bool) -> PairTables {
+        let mut grid =
+            Shared::<[Vector<u32, Const<2>>]>::new_slice(comptime!(if needed { 256usize } else { 1usize }));
         if comptime!(needed) {
             let mut i = UNIT_POS as usize;
             while i < 256 {
@@ -25,7 +27,7 @@ impl HalfTables {
             }
             sync_cube();
         }
-        HalfTables { grid }
+        PairTables { grid }
     }
 }
 
@@ -33,7 +35,7 @@ impl HalfTables {
 #[derive(CubeType)]
 pub struct Stored {
     quads: Array<Quad>,
-    /// Scales, or scale and minimum of a block.
+    /// Scale of each quad, or scale and minimum of a block.
     scales: Array<f32>,
     /// Scales within the block.
     sub: Array<u32>,
@@ -49,58 +51,86 @@ impl Stored {
     pub fn new(#[comptime] format: Format, #[comptime] depth: usize) -> Stored {
         Stored {
             quads: Array::<Quad>::new(comptime!(quads_of(format, depth))),
-            scales: Array::<f32>::new(2usize),
+            scales: Array::<f32>::new(comptime!(usize::max(depth / 16, 2))),
             sub: Array::<u32>::new(2usize),
         }
     }
 }
 
-/// Loads slice `slice` of row `row`. Depth beyond the end of the row is zeros.
+/// Where in a slice a unit's 16-byte vectors of weights are: the row of the cube's, and the vector of the row.
+///
+/// Int8 weights have several vectors in a slice of a row: units side by side take those of one row, so that a load of a
+/// plane touches few rows. Other formats have about one, and a unit takes a row.
 #[cube]
-pub fn fetch(w: &Weights, row: usize, slice: usize, to: &mut Stored, #[comptime] depth: usize) {
+fn place_of(#[comptime] i: usize, #[comptime] format: Format, #[comptime] depth: usize) -> (usize, usize) {
+    let unit = UNIT_POS as usize;
+    if comptime!(format == Format::Q8) {
+        let in_row = comptime!(depth / 16);
+        (unit / in_row + comptime!(i * UNITS / (depth / 16)), unit % in_row)
+    } else {
+        (unit, comptime!(i).runtime())
+    }
+}
+
+/// Loads this unit's part of slice `slice` of [`UNITS`] rows from `first` on; those beyond the `last` repeat it. Depth
+/// beyond the end of a row is zeros.
+#[cube]
+pub fn fetch(
+    w: &Weights,
+    first: usize,
+    last: usize,
+    slice: usize,
+    to: &mut Stored,
+    #[comptime] depth: usize,
+) {
     let units = comptime!(w.input / w.format.unit());
-    let count = comptime!(quads_of(w.format, depth));
-    let first = slice * comptime!(depth) / comptime!(w.format.unit());
+    let start = slice * comptime!(depth) / comptime!(w.format.unit());
     #[unroll]
-    for i in 0..count {
-        let at = first + i;
-        let end = comptime!(units - 1);
+    for i in 0..comptime!(quads_of(w.format, depth)) {
+        let (row, vector) = place_of(i, w.format, depth);
+        let (row, at) = (usize::min(first + row, last), start + vector);
+        let place = row * units + usize::min(at, comptime!(units - 1));
         let quad = if comptime!(w.format == Format::F16) {
-            Quad::reinterpret(w.halves.index(0usize)[row * units + usize::min(at, end)])
+            Quad::reinterpret(w.halves.index(0usize)[place])
         } else {
-            w.quants.index(0usize)[row * units + usize::min(at, end)]
+            w.quants.index(0usize)[place]
         };
         to.quads[i] =
             if comptime!(w.input % depth == 0) { quad } else { select(at < units, quad, Quad::new(0u32)) };
+        if comptime!(w.format == Format::Q8) {
+            to.scales[i] = f32::cast_from(w.scales.index(0usize)[place / 2]);
+        }
+    }
+    if comptime!(w.format.sub_bytes(w.input) > 0 || w.format == Format::Iq2) {
+        let row = usize::min(first + UNIT_POS as usize, last);
+        fetch_scales(w, row, slice, to, depth);
+    }
+}
+
+/// Scales of a slice of a row in blocks: those of a whole block with its first slice, or where slices are not parts of
+/// blocks of 256.
+#[cube]
+fn fetch_scales(w: &Weights, row: usize, slice: usize, to: &mut Stored, #[comptime] depth: usize) {
+    let units = comptime!(w.input / w.format.unit());
+    let start = slice * comptime!(depth) / comptime!(w.format.unit());
+    let place = row * units + start;
+    let block = row * comptime!(units * w.format.unit() / 256) + slice * comptime!(depth) / 256;
+    if slice % comptime!(256 / depth) == 0 {
+        if comptime!(w.format == Format::Iq2) {
+            to.scales[0] = f32::cast_from(w.scales.index(0usize)[block]);
+        } else {
+            to.scales[0] = f32::cast_from(w.scales.index(0usize)[2 * block]);
+            to.scales[1] = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
+        }
     }
     match comptime!(w.format) {
-        Format::F32 | Format::F16 => {}
-        Format::Q8 =>
-        {
-            #[unroll]
-            for i in 0..comptime!(depth / 32) {
-                let at = usize::min(slice * comptime!(depth / 32) + i, comptime!(units / 2 - 1));
-                to.scales[i] = f32::cast_from(w.scales.index(0usize)[row * comptime!(units / 2) + at]);
-            }
-        }
-        Format::Iq2 => {
-            let block = row * comptime!(units / 4) + first / 4;
-            to.scales[0] = f32::cast_from(w.scales.index(0usize)[block]);
-        }
-        Format::Q2K => {
-            let block = row * comptime!(units / 4) + first / 4;
-            to.scales[0] = f32::cast_from(w.scales.index(0usize)[2 * block]);
-            to.scales[1] = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
-            to.sub[0] = w.sub.index(0usize)[row * units + first];
-        }
+        Format::Q2K => to.sub[0] = w.sub.index(0usize)[place],
         Format::Q4K => {
-            let block = row * comptime!(units / 8) + first / 8;
-            to.scales[0] = f32::cast_from(w.scales.index(0usize)[2 * block]);
-            to.scales[1] = f32::cast_from(w.scales.index(0usize)[2 * block + 1]);
-            let (word, shift) = (4 * block + first / 4 % 2, (8 * (first % 4)) as u32);
+            let (word, shift) = (4 * block + start / 4 % 2, (8 * (start % 4)) as u32);
             to.sub[0] = w.sub.index(0usize)[word] >> shift;
             to.sub[1] = w.sub.index(0usize)[word + 2] >> shift;
         }
+        _ => {}
     }
 }
 
@@ -153,7 +183,7 @@ fn pair_of(value: f32) -> Two {
 #[cube]
 fn decode(
     from: &Stored,
-    tables: &HalfTables,
+    tables: &PairTables,
     odd: bool,
     #[comptime] chunk: usize,
     #[comptime] format: Format,
@@ -195,20 +225,22 @@ fn decode(
             #[unroll]
             for i in 0..2usize {
                 let eight = comptime!(2 * (chunk % 2) as u32 + i as u32);
-                let magnitude = tables.grid[((codes >> comptime!(8 * eight)) & 255) as usize];
+                let magnitudes = tables.grid[((codes >> comptime!(8 * eight)) & 255) as usize];
                 // Two copies of the signs, so that one shift brings two of them to the tops of two halves.
                 let signs = eight_signs(aux >> comptime!(7 * eight)) * 0x8001;
                 let mut q = Quad::empty();
                 #[unroll]
                 for j in 0..4usize {
                     let flip = (signs << comptime!(15 - 2 * j as u32)) & 0x8000_8000;
-                    q.insert(j, word_of(two_of(magnitude.extract(j) ^ flip) * scale));
+                    let two = magnitudes.extract(comptime!(j / 2)) >> comptime!(8 * (j as u32 % 2));
+                    let magnitude = two_of((two & 0x00ff_00ff) | 0x6400_6400) - pair_of(1024.0f32);
+                    q.insert(j, word_of(two_of(word_of(magnitude) ^ flip) * scale));
                 }
                 out[i] = q;
             }
         }
         Format::Q8 => {
-            let scale = pair_of(from.scales[comptime!(chunk / 2)]);
+            let scale = pair_of(from.scales[chunk]);
             let bytes = from.quads[chunk] ^ Quad::new(0x8080_8080u32);
             let none = pair_of(0.0f32);
             bytes_to_half(bytes, comptime!(1152.0f32), scale, none, &mut out);
@@ -236,22 +268,25 @@ fn decode(
     out
 }
 
-/// Decodes chunks `first..end` of 16 weights of a slice of a row into shared memory.
+/// Decodes chunks `first..end` of 16 weights of a unit's part of a slice into shared memory, rows `pitch` eights apart.
 #[cube]
 pub fn store_weights(
     from: &Stored,
-    tables: &HalfTables,
+    tables: &PairTables,
     odd: bool,
     b: &mut Shared<[Eight]>,
-    at: usize,
+    first_row: usize,
     #[comptime] chunks: (usize, usize),
     #[comptime] format: Format,
     #[comptime] depth: usize,
+    #[comptime] pitch: usize,
 ) {
     #[unroll]
     for chunk in comptime!(chunks.0)..comptime!(chunks.1) {
         let decoded = decode(from, tables, odd, chunk, format, depth);
-        b[at + comptime!(2 * chunk)] = Eight::reinterpret(decoded[0]);
-        b[at + comptime!(2 * chunk + 1)] = Eight::reinterpret(decoded[1]);
+        let (row, place) = place_of(chunk, format, depth);
+        let at = (first_row + row) * pitch + 2 * place;
+        b[at] = Eight::reinterpret(decoded[0]);
+        b[at + 1] = Eight::reinterpret(decoded[1]);
     }
 }
