@@ -8,8 +8,8 @@ use crate::store::Store;
 use ds4_gguf::Tensor;
 use ds4_model::cache::{Layout, Part};
 use ds4_model::{
-    Backend, BackendError, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan,
-    Role, RopeTables, Run, Shape,
+    Backend, BackendError, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan, Role,
+    RopeTables, Run, Shape,
 };
 use std::ops::Range;
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use crate::Session;
 use crate::session::Kept;
 use ds4_gguf::Gguf;
 use ds4_model::cache::{Frontier, KvFormat, Layout, Snapshot};
-use ds4_model::{Backend, BackendError, Logits, Model, NoTap, Pass, Run, Shape, Tap, Want};
+use ds4_model::{Backend, BackendError, Detail, Logits, Model, NoTap, Pass, Run, Shape, Tap, Want};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -87,6 +87,8 @@ pub struct Engine<B: Backend> {
     pass: Pass<B>,
     options: EngineOptions,
     logits: Logits,
+    /// Passes so far.
+    passes: u64,
 }
 
 impl<B: Backend> Engine<B> {
@@ -99,7 +101,7 @@ impl<B: Backend> Engine<B> {
     ) -> Result<Self, Error> {
         let model = Model::load(&mut backend, file, mtp)?;
         let pass = Pass::new(&mut backend, &model.shape, options.max_rows)?;
-        Ok(Engine { backend, model, pass, options, logits: Logits::default() })
+        Ok(Engine { backend, model, pass, options, logits: Logits::default(), passes: 0 })
     }
 
     /// Dimensions of the model.
@@ -135,6 +137,9 @@ impl<B: Backend> Engine<B> {
             layout,
             tokens: Vec::with_capacity(context),
             logits: Vec::new(),
+            detail: Detail::All,
+            best: None,
+            computed: (0, 0),
             kept: Vec::new(),
             keep_bytes: self.options.keep_bytes,
         })
@@ -176,7 +181,8 @@ impl<B: Backend> Engine<B> {
             let every = self.options.keep_every.max(1);
             let chunk_end =
                 (done + self.options.max_rows).min(done / every * every + every).min(prompt.len());
-            self.extend(session, &prompt[done..chunk_end], chunk_end == prompt.len())?;
+            let want = if chunk_end == prompt.len() { Want::Last } else { Want::Nothing };
+            self.extend(session, &prompt[done..chunk_end], want, Detail::All)?;
             if chunk_end.is_multiple_of(every) || chunk_end == prompt.len() {
                 self.keep(session)?;
             }
@@ -187,12 +193,19 @@ impl<B: Backend> Engine<B> {
 
     /// Appends a token and computes the logits for the next.
     pub fn step(&mut self, session: &mut Session<B>, token: u32) -> Result<(), Error> {
-        self.extend(session, &[token], true)
+        let detail = session.detail;
+        self.extend(session, &[token], Want::Last, detail)
     }
 
-    fn extend(&mut self, session: &mut Session<B>, tokens: &[u32], last: bool) -> Result<(), Error> {
+    fn extend(
+        &mut self,
+        session: &mut Session<B>,
+        tokens: &[u32],
+        want: Want,
+        detail: Detail,
+    ) -> Result<(), Error> {
         let layout = Arc::clone(&session.layout);
-        let want = if last { Want::Last } else { Want::Nothing };
+        self.start(detail);
         let mut runs = [Run { store: &mut session.store, start: session.tokens.len(), tokens, want }];
         self.pass.forward(
             &self.model,
@@ -203,17 +216,43 @@ impl<B: Backend> Engine<B> {
             &mut NoTap,
         )?;
         session.tokens.extend_from_slice(tokens);
-        session.logits.clear();
-        if last {
-            session.logits.extend_from_slice(self.logits.row(0));
+        session.clear_logits();
+        if want == Want::Last {
+            session.take_logits(&mut self.logits, 0, self.passes);
         }
+        Ok(())
+    }
+
+    /// Starts a pass whose logits come back in some detail.
+    fn start(&mut self, detail: Detail) {
+        self.passes += 1;
+        self.logits.detail = detail;
+    }
+
+    /// Gets all logits of a session of which only the best came back.
+    ///
+    /// The device has them until the next pass; after that the session has to compute its last token again.
+    pub fn fetch_logits(&mut self, session: &mut Session<B>) -> Result<(), Error> {
+        if session.best.is_none() {
+            return Ok(());
+        }
+        let (pass, row) = session.computed;
+        if pass != self.passes {
+            return Err(
+                BackendError::new("the logits of this session are gone: another pass came after it").into()
+            );
+        }
+        if self.logits.values.is_empty() {
+            self.pass.rest(&mut self.backend, &mut self.logits)?;
+        }
+        session.take_all(self.logits.row(row));
         Ok(())
     }
 
     /// Appends tokens to several sessions in one pass; afterwards each has logits for its next token.
     /// Every session gets, bit for bit, what it would get alone.
     pub fn batch(&mut self, work: &mut [Work<'_, B>]) -> Result<(), Error> {
-        let work: Vec<_> = work.iter_mut().filter(|w| !w.tokens.is_empty()).collect();
+        let mut work: Vec<_> = work.iter_mut().filter(|w| !w.tokens.is_empty()).collect();
         let Some(layout) =
             work.iter().max_by_key(|w| w.session.layout.context).map(|w| Arc::clone(&w.session.layout))
         else {
@@ -223,13 +262,13 @@ impl<B: Backend> Engine<B> {
             let end = w.session.tokens.len() + w.tokens.len();
             return Err(ds4_model::Error::ContextFull { end, context: w.session.context() }.into());
         }
-        let mut grown = Vec::with_capacity(work.len());
+        let all = work.iter().any(|w| w.session.detail == Detail::All);
+        self.start(if all { Detail::All } else { Detail::Best });
         let mut runs = Vec::with_capacity(work.len());
-        for w in work {
+        for w in &mut work {
             let session = &mut *w.session;
             let start = session.tokens.len();
             runs.push(Run { store: &mut session.store, start, tokens: w.tokens, want: Want::Last });
-            grown.push((&mut session.tokens, &mut session.logits, w.tokens));
         }
         self.pass.forward(
             &self.model,
@@ -239,10 +278,9 @@ impl<B: Backend> Engine<B> {
             &mut self.logits,
             &mut NoTap,
         )?;
-        for (i, (tokens, logits, new)) in grown.into_iter().enumerate() {
-            tokens.extend_from_slice(new);
-            logits.clear();
-            logits.extend_from_slice(self.logits.row(i));
+        for (i, w) in work.into_iter().enumerate() {
+            w.session.tokens.extend_from_slice(w.tokens);
+            w.session.take_logits(&mut self.logits, i, self.passes);
         }
         Ok(())
     }
@@ -258,6 +296,7 @@ impl<B: Backend> Engine<B> {
     ) -> Result<(Vec<f32>, Option<Vec<f32>>), Error> {
         let layout = Arc::clone(&session.layout);
         let start = session.tokens.len();
+        self.start(Detail::All);
         let (model, backend) = (&self.model, &mut self.backend);
         let mut runs = [Run { store: &mut session.store, start, tokens, want: Want::All }];
         self.pass.forward(model, backend, &layout, &mut runs, &mut self.logits, tap)?;
@@ -272,6 +311,7 @@ impl<B: Backend> Engine<B> {
             _ => None,
         };
         session.tokens.extend_from_slice(tokens);
+        session.clear_logits();
         session.logits = scores[scores.len() - self.model.shape.vocab..].to_vec();
         Ok((scores, draft))
     }
@@ -282,6 +322,8 @@ impl<B: Backend> Engine<B> {
         if len == 0 || session.kept.last().is_some_and(|k| k.frontier.len == len && !k.logits.is_empty()) {
             return Ok(());
         }
+        // Logits that are gone are computed again when somebody wants them.
+        let _gone = self.fetch_logits(session);
         let frontier = Frontier::take(&mut self.backend, &session.store, &session.layout, len)?;
         session.keep(Kept { frontier, logits: session.logits.clone() });
         Ok(())
@@ -295,19 +337,21 @@ impl<B: Backend> Engine<B> {
         let Some(i) = session.kept_before(len) else {
             session.kept.clear();
             session.tokens.clear();
-            session.logits.clear();
+            session.clear_logits();
             return Ok(0);
         };
         session.kept.truncate(i + 1);
         let kept = &session.kept[i];
         kept.frontier.put(&mut self.backend, &mut session.store, &session.layout)?;
+        session.best = None;
         session.logits.clone_from(&kept.logits);
         session.tokens.truncate(kept.frontier.len);
         Ok(kept.frontier.len)
     }
 
     /// Copies all of the session's state.
-    pub fn snapshot(&mut self, session: &Session<B>) -> Result<SessionSnapshot, Error> {
+    pub fn snapshot(&mut self, session: &mut Session<B>) -> Result<SessionSnapshot, Error> {
+        let _gone = self.fetch_logits(session);
         let state = Snapshot::take(&mut self.backend, &session.store, &session.layout, session.tokens.len())?;
         Ok(SessionSnapshot { state, tokens: session.tokens.clone(), logits: session.logits.clone() })
     }
@@ -321,7 +365,7 @@ impl<B: Backend> Engine<B> {
         // Not valid if putting fails half way; empty is.
         session.kept.clear();
         session.tokens.clear();
-        session.logits.clear();
+        session.clear_logits();
         snapshot.state.put(&mut self.backend, &mut session.store, &session.layout)?;
         session.tokens.extend_from_slice(&snapshot.tokens);
         session.logits.clone_from(&snapshot.logits);

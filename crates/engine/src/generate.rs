@@ -3,7 +3,7 @@
 use crate::repetition::Repetition;
 use crate::stops::Stops;
 use crate::{Engine, Error, Sampler, Session};
-use ds4_model::Backend;
+use ds4_model::{Backend, Detail};
 use ds4_text::{Tokenizer, Utf8Stream};
 
 /// Why a text ended.
@@ -88,6 +88,7 @@ impl Generation {
         session: &mut Session<B>,
         tokenizer: &Tokenizer,
     ) -> Result<Event, Error> {
+        session.set_detail(self.sampler.detail());
         if let Some(token) = self.pending.take() {
             engine.step(session, token)?;
         }
@@ -97,10 +98,17 @@ impl Generation {
         if session.room() == 0 {
             return Ok(self.end(Finish::ContextFull));
         }
-        let id = self.sampler.sample(session.logits());
+        let id = match session.best().and_then(|best| self.sampler.sample_best(best)) {
+            Some(id) => id,
+            None => {
+                engine.fetch_logits(session)?;
+                self.sampler.sample(session.logits())
+            }
+        };
         self.generated += 1;
         if id == tokenizer.eos() {
-            // Part of the conversation: the next turn continues behind it.
+            // Part of the conversation: the next turn continues behind it, and others may run before.
+            session.set_detail(Detail::All);
             engine.step(session, id)?;
             return Ok(self.end(Finish::EndOfSentence));
         }

@@ -1,5 +1,6 @@
 //! From logits to a token.
 
+use ds4_model::{BEST_TOKENS, Best, Detail};
 use rand::RngExt;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -61,7 +62,7 @@ pub struct Sampler {
     random: ChaCha8Rng,
     /// How often each token was generated, for the penalties.
     counts: HashMap<u32, u32>,
-    /// Candidates, reused from token to token.
+    /// Candidates: weight (at first its logit) and token; reused from token to token.
     candidates: Vec<(f32, u32)>,
     /// Adjusted logits, reused from token to token.
     logits: Vec<f32>,
@@ -79,6 +80,13 @@ impl Sampler {
         }
     }
 
+    /// Which logits a choice needs, as a rule: then [`Sampler::sample_best`] may do.
+    pub fn detail(&self) -> Detail {
+        let o = &self.options;
+        let few = o.temperature <= 0.0 || (1..=BEST_TOKENS).contains(&o.top_k) || o.min_p > 0.0;
+        if few && o.logit_bias.is_empty() && !o.has_penalties() { Detail::Best } else { Detail::All }
+    }
+
     /// Chooses a token and counts it as generated. `logits` has a value per token of the vocabulary.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         let token = self.choose(logits);
@@ -88,12 +96,47 @@ impl Sampler {
         token
     }
 
+    /// Chooses the same token from the best ones, unless others have to be considered.
+    pub fn sample_best(&mut self, best: &Best) -> Option<u32> {
+        let (&(token, largest), &(_, smallest)) = (best.tokens.first()?, best.tokens.last()?);
+        if self.detail() == Detail::All {
+            return None;
+        }
+        if self.options.temperature <= 0.0 {
+            return Some(token);
+        }
+        let (least, top_k) = (self.least(largest), self.options.top_k);
+        if smallest >= least && !(1..=best.tokens.len()).contains(&top_k) {
+            return None;
+        }
+        self.candidates.clear();
+        let kept = best.tokens.iter().filter(|(_, logit)| *logit >= least);
+        self.candidates.extend(kept.map(|&(token, logit)| (logit, token)));
+        Some(self.draw(token))
+    }
+
     fn choose(&mut self, logits: &[f32]) -> u32 {
         self.adjust(logits);
+        let best = argmax(&self.logits);
         if self.options.temperature <= 0.0 {
-            return argmax(&self.logits);
+            return best;
         }
-        self.keep_candidates();
+        // min-p is a threshold on logits; it thins out the vocabulary before anything is sorted.
+        let least = self.logits.get(best as usize).map_or(f32::NEG_INFINITY, |&largest| self.least(largest));
+        self.candidates.clear();
+        let kept = self.logits.iter().enumerate().filter(|(_, logit)| **logit >= least);
+        self.candidates.extend(kept.map(|(token, &logit)| (logit, token as u32)));
+        self.draw(best)
+    }
+
+    /// The least logit that min-p keeps.
+    fn least(&self, largest: f32) -> f32 {
+        largest + self.options.min_p.max(0.0).ln() * self.options.temperature
+    }
+
+    /// Draws from the candidates, whose weights are yet their logits; `best` if there is none.
+    fn draw(&mut self, best: u32) -> u32 {
+        self.weigh_candidates();
         let total: f32 = self.candidates.iter().map(|(p, _)| p).sum();
         let mut left = self.random.random::<f32>() * total;
         for &(p, token) in &self.candidates {
@@ -103,7 +146,7 @@ impl Sampler {
             }
         }
         // Rounding left a crumb: the least likely candidate owns it.
-        self.candidates.last().map_or_else(|| argmax(&self.logits), |c| c.1)
+        self.candidates.last().map_or(best, |c| c.1)
     }
 
     /// Logits after bias and penalties.
@@ -123,21 +166,18 @@ impl Sampler {
         }
     }
 
-    /// Fills `candidates` with (probability relative to the best, token), best first.
-    fn keep_candidates(&mut self) {
+    /// Keeps those of the candidates that top-k and top-p keep, best first, and makes their logits probabilities
+    /// relative to the best.
+    fn weigh_candidates(&mut self) {
         let o = &self.options;
-        let best = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        // min-p is a threshold on logits; it thins out the vocabulary before anything is sorted.
-        let least = best + o.min_p.max(0.0).ln() * o.temperature;
-        self.candidates.clear();
-        let kept = self.logits.iter().enumerate().filter(|(_, l)| **l >= least);
-        self.candidates.extend(kept.map(|(i, &l)| (((l - best) / o.temperature).exp(), i as u32)));
-        let by_probability = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let by_logit = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if o.top_k > 0 && o.top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(o.top_k - 1, by_probability);
+            self.candidates.select_nth_unstable_by(o.top_k - 1, by_logit);
             self.candidates.truncate(o.top_k);
         }
-        self.candidates.sort_unstable_by(by_probability);
+        self.candidates.sort_unstable_by(by_logit);
+        let largest = self.candidates.first().map_or(0.0, |c| c.0);
+        self.candidates.iter_mut().for_each(|c| c.0 = ((c.0 - largest) / o.temperature).exp());
         if o.top_p < 1.0 {
             let total: f32 = self.candidates.iter().map(|(p, _)| p).sum();
             let mut sum = 0.0;
@@ -242,6 +282,50 @@ mod tests {
         assert_eq!(seen(Sampling { min_p: 0.9, ..all.clone() }), [1, 3]);
         assert_eq!(seen(Sampling { top_p: 0.5, ..all.clone() }), [1, 3]);
         assert_eq!(seen(Sampling { top_p: 0.0, ..all }), [1]);
+    }
+
+    #[test]
+    fn the_best_are_enough_or_not_used() {
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        let usual = Sampling::default();
+        let cases = [
+            Sampling::greedy(),
+            usual.clone(),
+            Sampling { min_p: 0.0, top_k: 40, ..usual.clone() },
+            Sampling { min_p: 0.02, top_p: 0.8, temperature: 0.7, ..usual.clone() },
+            Sampling { min_p: 0.0, top_p: 0.9, ..usual.clone() },
+            Sampling { presence_penalty: 1.0, ..usual },
+        ];
+        // From peaked to so flat that min-p keeps more than come back.
+        for spread in [300.0f32, 80.0, 0.5] {
+            let logits: Vec<f32> = (0..1000).map(|_| spread * random.random::<f32>()).collect();
+            let all: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &l)| (i as u32, l)).collect();
+            let mut best = Best::new(all, 0.0);
+            best.tokens.truncate(BEST_TOKENS);
+            for options in &cases {
+                let (mut one, mut other) = (Sampler::new(options.clone()), Sampler::new(options.clone()));
+                let mut used = 0;
+                for _ in 0..50 {
+                    let token = one.sample(&logits);
+                    let from_best = other.sample_best(&best);
+                    used += usize::from(from_best.is_some());
+                    assert_eq!(from_best.unwrap_or_else(|| other.sample(&logits)), token, "{options:?}");
+                }
+                let needs_all = options.detail_is_all() || (spread < 1.0 && options.keeps_many());
+                assert_eq!(used, if needs_all { 0 } else { 50 }, "{options:?} at {spread}");
+            }
+        }
+    }
+
+    impl Sampling {
+        fn detail_is_all(&self) -> bool {
+            Sampler::new(self.clone()).detail() == Detail::All
+        }
+
+        /// Whether only min-p cuts, and so nothing where all tokens are about as probable.
+        fn keeps_many(&self) -> bool {
+            self.temperature > 0.0 && self.top_k == 0
+        }
     }
 
     #[test]

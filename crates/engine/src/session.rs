@@ -1,8 +1,8 @@
 //! One timeline of tokens with its cache.
 
-use ds4_model::Backend;
 use ds4_model::cache::Frontier;
 use ds4_model::cache::Layout;
+use ds4_model::{Backend, Best, Detail, Logits};
 use std::sync::Arc;
 
 /// A place to which a session can go back.
@@ -23,8 +23,14 @@ pub struct Session<B: Backend> {
     pub(crate) layout: Arc<Layout>,
     pub(crate) store: B::Store,
     pub(crate) tokens: Vec<u32>,
-    /// Logits after the last token; empty at the start.
+    /// Logits after the last token; empty at the start, and where only the best came back.
     pub(crate) logits: Vec<f32>,
+    /// What steps bring back.
+    pub(crate) detail: Detail,
+    /// The best tokens, where only those came back.
+    pub(crate) best: Option<Best>,
+    /// The engine's pass and the row of it that has the logits.
+    pub(crate) computed: (u64, usize),
     /// Ascending by length, each valid for `tokens[..len]`.
     pub(crate) kept: Vec<Kept>,
     /// Bytes that `kept` may take.
@@ -37,9 +43,42 @@ impl<B: Backend> Session<B> {
         &self.tokens
     }
 
-    /// Logits for the next token; empty before the first.
+    /// Logits for the next token; empty before the first, and where only the best came back: then
+    /// [`Engine::fetch_logits`](crate::Engine::fetch_logits) gets the others.
     pub fn logits(&self) -> &[f32] {
         &self.logits
+    }
+
+    /// The best tokens, where only those came back.
+    pub fn best(&self) -> Option<&Best> {
+        self.best.as_ref()
+    }
+
+    /// What steps bring back from now on. Prompts bring all.
+    pub fn set_detail(&mut self, detail: Detail) {
+        self.detail = detail;
+    }
+
+    /// Takes the logits of a row of the engine's pass `number`.
+    pub(crate) fn take_logits(&mut self, logits: &mut Logits, row: usize, number: u64) {
+        self.logits.clear();
+        self.best = logits.best.get_mut(row).map(std::mem::take);
+        if self.best.is_none() {
+            self.logits.extend_from_slice(logits.row(row));
+        }
+        self.computed = (number, row);
+    }
+
+    /// Takes all logits, of which it had the best.
+    pub(crate) fn take_all(&mut self, logits: &[f32]) {
+        self.best = None;
+        self.logits.extend_from_slice(logits);
+    }
+
+    /// Forgets the logits: tokens have changed.
+    pub(crate) fn clear_logits(&mut self) {
+        self.logits.clear();
+        self.best = None;
     }
 
     /// Most tokens the session can hold.

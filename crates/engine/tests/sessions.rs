@@ -93,7 +93,7 @@ fn rewind_and_restore_equal_never_having_gone_on() {
         for len in [1, 4, 63, 64, 127, 128, 130, 517] {
             let mut session = engine.session(700).unwrap();
             sync(&mut engine, &mut session, &tokens[..len]);
-            let snapshot = engine.snapshot(&session).unwrap();
+            let snapshot = engine.snapshot(&mut session).unwrap();
             for &token in tokens[len..].iter().rev().take(140) {
                 engine.step(&mut session, token).unwrap();
             }

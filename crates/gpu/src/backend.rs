@@ -10,8 +10,8 @@ use ds4_gguf::Tensor;
 use ds4_model::cache::{Layout, Part};
 use ds4_model::memory::split_layers;
 use ds4_model::{
-    Backend, BackendError, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, PassForm, Plan,
-    Role, Run, Shape, Steps,
+    Backend, BackendError, Best, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, PassForm,
+    Plan, Role, Run, Shape, Steps,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -276,6 +276,10 @@ impl Backend for Gpu {
     }
     fn read(&mut self, rows: &Vec<Rows>, out: &mut [f32]) -> Result<(), BackendError> {
         self.stages[self.at].read(&rows[self.at], out)
+    }
+    fn best(&mut self, logits: &Vec<Rows>, out: &mut Vec<Best>) -> Result<bool, BackendError> {
+        self.stages[self.at].best_step(&logits[self.at], out)?;
+        Ok(true)
     }
     fn dims(&self, rows: &Vec<Rows>) -> (usize, usize) {
         (rows[self.at].n, rows[self.at].width)

@@ -24,6 +24,7 @@ mod keep;
 )]
 mod kernels;
 mod layout;
+mod logits;
 mod project;
 mod rows;
 mod stage;

@@ -12,6 +12,7 @@ use crate::kernels::hyper::MIX_UNITS;
 use crate::kernels::select::STRETCH;
 use crate::kernels::tables;
 use crate::layout::{Format, Packed, pack};
+use crate::logits::Finding;
 use crate::rows::{Matrix, Routes, Rows, Selection};
 use crate::store::{Arena, Sizes, Store};
 use crate::timer::Timer;
@@ -75,6 +76,8 @@ pub(crate) struct Scratch {
     pub(crate) index_scales: Buffer,
     /// What products of experts with many rows need.
     pub(crate) grouped: Option<Grouped>,
+    /// What finding the best tokens needs, once it was asked for.
+    pub(crate) finding: Option<Finding>,
     /// Inputs and products of the draft block.
     pub(crate) draft: Option<Box<[Rows; 5]>>,
 }
@@ -199,6 +202,7 @@ impl Stage {
             places: f32s(1),
             index_words: f32s(index_rows * index_width / 4),
             index_scales: f32s(index_rows * index_width / 32),
+            finding: None,
             draft: None,
         };
         Stage {

@@ -11,7 +11,7 @@ use device::Launched;
 use ds4_gguf::{Gguf, Metadata, Part, TensorInfo, TensorType};
 use ds4_gpu::{Api, DeviceInfo, Gpu, Options};
 use ds4_model::cache::{KvFormat, Layout};
-use ds4_model::{Backend, Logits, Model, NoTap, Pass, Run, Shape, Tap, Want};
+use ds4_model::{Backend, Detail, Logits, Model, NoTap, Pass, Run, Shape, Tap, Want};
 use ds4_testkit::{Fixture, Synthetic};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -57,7 +57,7 @@ fn run(client: &Client, file: &Gguf, draft: Option<&Gguf>, exact: bool, formats:
     for &format in formats {
         let layout = Layout::new(&shape, format, draft.is_some(), CONTEXT, ROWS);
         let mut store = gpu.store(&layout).unwrap();
-        let mut logits = Logits::default();
+        let mut logits = Logits { detail: Detail::Best, ..Logits::default() };
         let tokens = vec![1; ROWS];
         let mut start = 0;
         for (n, seen) in unseen.into_iter().chain(seen) {

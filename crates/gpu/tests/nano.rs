@@ -6,7 +6,7 @@ use ds4_cpu::Cpu;
 use ds4_engine::{Engine, EngineOptions, Session, Work};
 use ds4_gguf::Gguf;
 use ds4_gpu::{Gpu, devices};
-use ds4_model::{Backend, Shape};
+use ds4_model::{BEST_TOKENS, Backend, Best, Detail, Shape};
 use ds4_text::{Message, Role, Thinking, Tokenizer, render};
 use std::ops::ControlFlow;
 
@@ -35,6 +35,14 @@ fn start<B: Backend>(engine: &mut Engine<B>, prompt: &[u32]) -> Session<B> {
 
 fn best(logits: &[f32]) -> u32 {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a))).unwrap() as u32
+}
+
+/// What the device found are the best of the logits.
+fn assert_best(found: &Best, logits: &[f32]) {
+    let all = logits.iter().enumerate().map(|(token, &logit)| (token as u32, logit)).collect();
+    let sum: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+    assert_eq!(found.tokens, Best::new(all, 0.0).tokens[..BEST_TOKENS]);
+    assert!((f64::from(found.log_sum) - sum.ln()).abs() < 1e-4, "{} for {}", found.log_sum, sum.ln());
 }
 
 /// The GPU follows the CPU's greedy answer and would have chosen the same tokens, but for near ties; and two sessions
@@ -72,13 +80,17 @@ fn answers_are_those_of_the_cpu() {
     println!("{ties} near ties of {}", QUESTIONS.len() * ANSWER);
     assert!(ties <= 2, "{ties} tokens differ");
     let mut sessions: Vec<_> = answers.iter().map(|(prompt, _)| start(&mut gpu, prompt)).collect();
+    sessions.iter_mut().for_each(|session| session.set_detail(Detail::Best));
     for i in 0..ANSWER {
         let tokens: Vec<[u32; 1]> = answers.iter().map(|(_, answer)| [answer[i]]).collect();
         let pairs = sessions.iter_mut().zip(&tokens);
         let mut work: Vec<_> = pairs.map(|(session, tokens)| Work { session, tokens }).collect();
         gpu.batch(&mut work).unwrap();
-        for (session, alone) in sessions.iter().zip(&alone) {
+        for (session, alone) in sessions.iter_mut().zip(&alone) {
+            let found = session.best().unwrap().clone();
+            gpu.fetch_logits(session).unwrap();
             assert!(session.logits() == &alone[i][..], "token {i} of a batch");
+            assert_best(&found, &alone[i]);
         }
     }
 }

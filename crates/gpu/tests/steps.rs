@@ -6,8 +6,8 @@ use ds4_cpu::Cpu;
 use ds4_engine::{Engine, EngineOptions};
 use ds4_gpu::{Gpu, devices};
 use ds4_model::cache::{KvFormat, Layout};
-use ds4_model::{Backend, Logits, Model, NoTap, Pass, Run, Shape, Want};
-use ds4_testkit::{Fixture, Taps};
+use ds4_model::{BEST_TOKENS, Backend, Best, Detail, Logits, Model, NoTap, Pass, Run, Shape, Want};
+use ds4_testkit::{Fixture, Synthetic, Taps};
 
 /// All taps of a pass over some tokens, in chunks, by name in order of appearance.
 fn taps<B: Backend>(mut backend: B, fixture: &Fixture, kv: KvFormat, chunk: usize, tokens: usize) -> Taps {
@@ -100,7 +100,7 @@ fn sessions_on_several_devices() {
             engine.step(&mut session, token).unwrap();
             all.extend_from_slice(session.logits());
         }
-        let snapshot = engine.snapshot(&session).unwrap();
+        let snapshot = engine.snapshot(&mut session).unwrap();
         let mut other = engine.session(256).unwrap();
         engine.restore(&mut other, &snapshot).unwrap();
         engine.step(&mut other, tokens[24]).unwrap();
@@ -108,4 +108,26 @@ fn sessions_on_several_devices() {
         all
     };
     assert!(logits(1) == logits(2));
+}
+
+/// Of a vocabulary of several stretches, the best that the device finds are those of all logits.
+#[test]
+fn best_of_a_large_vocabulary() {
+    let file = Synthetic { vocab: 20_001, ..Synthetic::tiny(2) }.model().unwrap();
+    let shape = Shape::from_gguf(&file).unwrap();
+    let gpu =
+        Gpu::new(&shape, &devices()[..1], ds4_gpu::Options { max_rows: 64, ..Default::default() }).unwrap();
+    let options = EngineOptions { max_rows: 64, ..EngineOptions::default() };
+    let mut engine = Engine::load(gpu, &file, None, options).unwrap();
+    let mut session = engine.session(64).unwrap();
+    session.set_detail(Detail::Best);
+    for token in [3, 20_000, 7] {
+        engine.step(&mut session, token).unwrap();
+        let found = session.best().unwrap().clone();
+        engine.fetch_logits(&mut session).unwrap();
+        let all = session.logits().iter().enumerate().map(|(token, &logit)| (token as u32, logit)).collect();
+        assert_eq!(found.tokens, Best::new(all, 0.0).tokens[..BEST_TOKENS]);
+        let sum: f64 = session.logits().iter().map(|&l| f64::from(l).exp()).sum();
+        assert!((f64::from(found.log_sum) - sum.ln()).abs() < 1e-4);
+    }
 }

@@ -1,7 +1,7 @@
 //! What a device has to offer: the model's own steps.
 
 use crate::cache::{Layout, Part};
-use crate::{Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan, Role, Run};
+use crate::{Best, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, Plan, Role, Run};
 use ds4_gguf::Tensor;
 use std::ops::Range;
 
@@ -127,6 +127,11 @@ pub trait Backend: Sized + Send {
     ) -> Result<(), BackendError>;
     /// Waits for the device and copies the rows in use out.
     fn read(&mut self, rows: &Self::Rows, out: &mut [f32]) -> Result<(), BackendError>;
+    /// Waits for the device and finds the [`BEST_TOKENS`](crate::BEST_TOKENS) largest of each row of logits in use; false
+    /// where reading all is as fast.
+    fn best(&mut self, _logits: &Self::Rows, _out: &mut Vec<Best>) -> Result<bool, BackendError> {
+        Ok(false)
+    }
     /// Rows in use and width of a buffer.
     fn dims(&self, rows: &Self::Rows) -> (usize, usize);
     /// The experts chosen for each row, for taps.

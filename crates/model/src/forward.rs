@@ -2,33 +2,13 @@
 
 use crate::cache::Layout;
 use crate::{
-    Attention, Backend, BackendError, Error, FeedForward, HeadMix, Layer, LayerKind, Model, PassForm, Plan,
-    Role, Run, Shape, Steps, Tap,
+    Attention, Backend, BackendError, Detail, Error, FeedForward, HeadMix, Layer, LayerKind, Logits, Model,
+    PassForm, Plan, Role, Run, Shape, Steps, Tap,
 };
 use arrayvec::ArrayVec;
 
 /// Rows whose logits are computed at once; bounds the buffer of a wide vocabulary.
 const HEAD_ROWS: usize = 16;
-
-/// Logits of the wanted rows of a pass, in order, `vocab` values each.
-#[derive(Debug, Default)]
-pub struct Logits {
-    /// Values, row-major.
-    pub values: Vec<f32>,
-    vocab: usize,
-}
-
-impl Logits {
-    /// Logits of the `i`th wanted row.
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.values[i * self.vocab..(i + 1) * self.vocab]
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.values.len().checked_div(self.vocab).unwrap_or(0)
-    }
-}
 
 /// The buffers of a pass of up to `max_rows` rows, allocated once. Shapes are in brackets.
 pub struct Pass<B: Backend> {
@@ -121,6 +101,7 @@ impl<B: Backend> Pass<B> {
         tap: &mut (dyn Tap + Send),
     ) -> Result<(), Error> {
         self.prepare(&model.shape, layout, runs)?;
+        logits.best.clear();
         if self.plan.is_empty() {
             logits.values.clear();
             return Ok(());
@@ -302,14 +283,14 @@ impl<B: Backend> Pass<B> {
         logits: &mut Logits,
     ) -> Result<(), Error> {
         let vocab = model.shape.vocab;
-        logits.vocab = vocab;
-        logits.values.resize(self.plan.outputs.len() * vocab, 0.0);
         let head_rows = HEAD_ROWS.min(self.max_rows);
+        // What is not handed over now can be read later only while the buffer has all of it.
+        let best = logits.detail == Detail::Best && self.plan.outputs.len() <= head_rows;
+        logits.vocab = vocab;
         if self.plan.outputs.is_empty() {
             cx.b.end()?;
         }
-        let parts = self.plan.outputs.chunks(head_rows).zip(logits.values.chunks_mut(head_rows * vocab));
-        for (i, (rows, out)) in parts.enumerate() {
+        for (i, rows) in self.plan.outputs.chunks(head_rows).enumerate() {
             if i > 0 || steps == Steps::Needed {
                 cx.b.gather(&self.streams, rows, &mut self.last);
                 cx.b.hc_head(mix, &self.last, &mut self.z);
@@ -319,9 +300,22 @@ impl<B: Backend> Pass<B> {
             if i == 0 {
                 cx.b.end()?;
             }
-            cx.b.read(&self.logits, out)?;
+            if best && cx.b.best(&self.logits, &mut logits.best)? {
+                logits.values.clear();
+            } else {
+                logits.values.resize(self.plan.outputs.len() * vocab, 0.0);
+                let first = i * head_rows * vocab;
+                cx.b.read(&self.logits, &mut logits.values[first..first + rows.len() * vocab])?;
+            }
         }
         Ok(())
+    }
+
+    /// All logits of the last pass, of which only the best were asked for.
+    pub fn rest(&mut self, backend: &mut B, logits: &mut Logits) -> Result<(), Error> {
+        let (rows, vocab) = backend.dims(&self.logits);
+        logits.values.resize(rows * vocab, 0.0);
+        Ok(backend.read(&self.logits, &mut logits.values)?)
     }
 
     /// Shows a buffer to the tap, if it looks.

@@ -10,6 +10,7 @@ mod backend;
 pub mod cache;
 mod error;
 mod forward;
+mod logits;
 pub mod memory;
 mod plan;
 mod rope;
@@ -19,7 +20,8 @@ mod weights;
 
 pub use backend::{Backend, BackendError, PassForm, Steps};
 pub use error::Error;
-pub use forward::{Logits, Pass};
+pub use forward::Pass;
+pub use logits::{BEST_TOKENS, Best, Detail, Logits};
 pub use plan::{Plan, Run, RunRows, Want};
 pub use rope::{Rope, RopeTables};
 pub use shape::{LayerKind, Shape};

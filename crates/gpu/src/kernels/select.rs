@@ -3,7 +3,9 @@
 use super::cache::{
     KEY_SCALES, KEYS, Rounding, RowShape, block_max, fp4_code, fp4_scale, fp4_twice, hadamard, part_of,
 };
+use super::common::cube_sum;
 use super::dot::{Quad, dot_bytes};
+use super::hyper::MOST_PLANES;
 use cubecl::prelude::*;
 
 /// What the indexer is specialised by.
@@ -310,8 +312,7 @@ pub fn top_k(
     #[comptime] again: bool,
     #[comptime] s: Index,
 ) {
-    let (top, unit) = (comptime!(s.top_k), UNIT_POS as usize);
-    let units = comptime!(SELECT_UNITS as usize);
+    let top = comptime!(s.top_k);
     let r = (first_row + CUBE_POS_X) as usize;
     let visible = ((plan[4 * r + 1] + 1) / 4) as usize;
     if visible > top {
@@ -332,73 +333,151 @@ pub fn top_k(
         } else {
             r * top
         };
-        let wanted = usize::min(count, top) as u32;
-        let histogram = Shared::<[Atomic<u32>]>::new_slice(256usize);
-        let mut sums = Shared::<[u32]>::new_slice(256usize);
-        let mut found = Shared::<[u32]>::new_slice(2usize);
-        let mut prefix = 0u32;
-        let mut need = wanted;
-        #[unroll]
-        for pass in 0..4usize {
-            let shift = comptime!(24 - 8 * pass as u32);
-            histogram[unit].store(0u32);
-            sync_cube();
-            let mut i = unit;
-            while i < count {
-                let key = rank(scores[row + i]);
-                let mut same = true;
-                if comptime!(pass > 0) {
-                    same = (key >> comptime!(if pass > 0 { 32 - 8 * pass as u32 } else { 0u32 })) == prefix;
-                }
-                if same {
-                    histogram[((key >> shift) & 255) as usize].fetch_add(1u32);
-                }
-                i += units;
-            }
-            sync_cube();
-            let own = histogram[unit].load();
-            let above = sum_beside(own, &mut sums, false);
-            if above < need && above + own >= need {
-                found[0] = UNIT_POS;
-                found[1] = need - above;
-            }
-            sync_cube();
-            prefix = (prefix << 8) | found[0];
-            need = found[1];
-            sync_cube();
-        }
-        // Each unit writes those of its part, in order.
-        let part = (count + units - 1) / units;
-        let start = usize::min(unit * part, count);
-        let end = usize::min(start + part, count);
-        let mut more = 0u32;
-        let mut same = 0u32;
-        let mut i = start;
-        while i < end {
-            let key = rank(scores[row + i]);
-            more += select(key > prefix, 1u32, 0u32);
-            same += select(key == prefix, 1u32, 0u32);
-            i += 1;
-        }
-        let mut before = sum_beside(more, &mut sums, true);
-        let mut ties = sum_beside(same, &mut sums, true);
-        i = start;
-        while i < end {
-            let score = scores[row + i];
-            let key = rank(score);
-            if key > prefix || (key == prefix && ties < need) {
-                let at = before + u32::min(ties, need);
-                if at < wanted {
-                    let place = to + at as usize;
-                    if comptime!(stretches) {
-                        best[place] = score;
-                    }
-                    selection[place] = if comptime!(again) { places[row + i] } else { (first + i) as u32 };
-                }
-            }
-            before += select(key > prefix, 1u32, 0u32);
-            ties += select(key == prefix, 1u32, 0u32);
-            i += 1;
-        }
+        best_of(scores, places, best, selection, row, first, count, to, stretches, again, top);
     }
+}
+
+/// The `top` best of `count` scores from `row` on, ascending by place, to place `to` of the outputs: a score's place is
+/// its own from `first` on, or that of `places` where these scores are chosen `again`. Where `keep`, scores go along.
+#[cube]
+fn best_of(
+    scores: &[f32],
+    places: &[u32],
+    best: &mut [f32],
+    selection: &mut [u32],
+    row: usize,
+    first: usize,
+    count: usize,
+    to: usize,
+    #[comptime] keep: bool,
+    #[comptime] again: bool,
+    #[comptime] top: usize,
+) {
+    let (unit, units) = (UNIT_POS as usize, comptime!(SELECT_UNITS as usize));
+    let wanted = usize::min(count, top) as u32;
+    let histogram = Shared::<[Atomic<u32>]>::new_slice(256usize);
+    let mut sums = Shared::<[u32]>::new_slice(256usize);
+    let mut found = Shared::<[u32]>::new_slice(2usize);
+    let mut prefix = 0u32;
+    let mut need = wanted;
+    #[unroll]
+    for pass in 0..4usize {
+        let shift = comptime!(24 - 8 * pass as u32);
+        histogram[unit].store(0u32);
+        sync_cube();
+        let mut i = unit;
+        while i < count {
+            let key = rank(scores[row + i]);
+            let mut same = true;
+            if comptime!(pass > 0) {
+                same = (key >> comptime!(if pass > 0 { 32 - 8 * pass as u32 } else { 0u32 })) == prefix;
+            }
+            if same {
+                histogram[((key >> shift) & 255) as usize].fetch_add(1u32);
+            }
+            i += units;
+        }
+        sync_cube();
+        let own = histogram[unit].load();
+        let above = sum_beside(own, &mut sums, false);
+        if above < need && above + own >= need {
+            found[0] = UNIT_POS;
+            found[1] = need - above;
+        }
+        sync_cube();
+        prefix = (prefix << 8) | found[0];
+        need = found[1];
+        sync_cube();
+    }
+    // Each unit writes those of its part, in order.
+    let part = (count + units - 1) / units;
+    let start = usize::min(unit * part, count);
+    let end = usize::min(start + part, count);
+    let mut more = 0u32;
+    let mut same = 0u32;
+    let mut i = start;
+    while i < end {
+        let key = rank(scores[row + i]);
+        more += select(key > prefix, 1u32, 0u32);
+        same += select(key == prefix, 1u32, 0u32);
+        i += 1;
+    }
+    let mut before = sum_beside(more, &mut sums, true);
+    let mut ties = sum_beside(same, &mut sums, true);
+    i = start;
+    while i < end {
+        let score = scores[row + i];
+        let key = rank(score);
+        if key > prefix || (key == prefix && ties < need) {
+            let at = before + u32::min(ties, need);
+            if at < wanted {
+                let place = to + at as usize;
+                if comptime!(keep) {
+                    best[place] = score;
+                }
+                selection[place] = if comptime!(again) { places[row + i] } else { (first + i) as u32 };
+            }
+        }
+        before += select(key > prefix, 1u32, 0u32);
+        ties += select(key == prefix, 1u32, 0u32);
+        i += 1;
+    }
+}
+
+/// Sums of a row's logits: the maximum of a stretch (y) of a row (x), and the sum of the exponentials relative to it
+/// `[n, stretches, 2]`.
+#[cube(launch_unchecked)]
+pub fn sum_exponentials(logits: &[f32], sums: &mut [f32], vocab: u32, stride: u32) {
+    let first = CUBE_POS_Y * comptime!(STRETCH as u32);
+    let row = (CUBE_POS_X * stride + first) as usize;
+    let count = u32::min(vocab - first, comptime!(STRETCH as u32)) as usize;
+    let mut maxima = Shared::<[f32]>::new_slice(comptime!(SELECT_UNITS as usize));
+    let mut max = f32::min_value();
+    let mut i = UNIT_POS as usize;
+    while i < count {
+        max = f32::max(max, logits[row + i]);
+        i += CUBE_DIM as usize;
+    }
+    maxima[UNIT_POS as usize] = max;
+    sync_cube();
+    for i in 0..comptime!(SELECT_UNITS as usize) {
+        max = f32::max(max, maxima[i]);
+    }
+    let mut sum = 0.0f32;
+    i = UNIT_POS as usize;
+    while i < count {
+        sum += f32::exp(logits[row + i] - max);
+        i += CUBE_DIM as usize;
+    }
+    let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
+    let sum = cube_sum(sum, &mut scratch);
+    if UNIT_POS == 0 {
+        let out = 2 * (CUBE_POS_X * CUBE_COUNT_Y + CUBE_POS_Y) as usize;
+        sums[out] = max;
+        sums[out + 1] = sum;
+    }
+}
+
+/// The `top` best of each stretch (y) of each row (x) of `scores`, `stride` apart, of which each has `count`; or of those
+/// of all stretches, chosen `again`: then `places` has where they are.
+#[cube(launch_unchecked)]
+pub fn best_tokens(
+    scores: &[f32],
+    places: &[u32],
+    best: &mut [f32],
+    tokens: &mut [u32],
+    count: u32,
+    stride: u32,
+    #[comptime] again: bool,
+    #[comptime] top: usize,
+) {
+    let mut first = CUBE_POS_Y as usize * STRETCH;
+    let mut own = usize::min(count as usize - first, STRETCH);
+    if comptime!(again) {
+        first = 0usize;
+        own = count as usize;
+    }
+    let row = CUBE_POS_X as usize * stride as usize + first;
+    let to = (CUBE_POS_X * CUBE_COUNT_Y + CUBE_POS_Y) as usize * top;
+    best_of(scores, places, best, tokens, row, first, own, to, true, again, top);
 }

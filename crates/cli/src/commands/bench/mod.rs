@@ -8,8 +8,8 @@ use crate::args::BenchArgs;
 use crate::device::{Description, Device};
 use crate::load::{self, Wants, WithEngine};
 use ds4_engine::{Engine, Session};
-use ds4_model::Shape;
 use ds4_model::memory::{Reads, cache_read};
+use ds4_model::{Detail, Shape};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -139,12 +139,15 @@ fn plain<B: Device>(
     let prompt = tokens(args.prompt.max(1), vocab);
     // Once over everything first: pages are read, buffers grow, kernels are compiled, steps are recorded.
     let mut warm = engine.session(prompt.len() + args.gen_tokens)?;
+    warm.set_detail(Detail::Best);
     sync(engine, &mut warm, &prompt)?;
     for token in tokens(args.gen_tokens, vocab) {
         engine.step(&mut warm, token)?;
     }
     drop(warm);
     let mut session = engine.session(prompt.len() + args.gen_tokens)?;
+    // As the usual ways to sample do.
+    session.set_detail(Detail::Best);
     let prefill = sync(engine, &mut session, &prompt)?;
     let start = Instant::now();
     for token in tokens(args.gen_tokens, vocab) {

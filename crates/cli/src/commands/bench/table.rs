@@ -5,6 +5,7 @@ use crate::args::BenchArgs;
 use crate::device::{Description, Device};
 use crate::{Result, ui};
 use ds4_engine::{Engine, Work};
+use ds4_model::Detail;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -67,6 +68,7 @@ pub(super) fn run<B: Device>(
 fn warm_up<B: Device>(engine: &mut Engine<B>) -> Result<()> {
     let prompt = tokens(512, engine.shape().vocab);
     let mut session = engine.session(prompt.len() + WARM_UP)?;
+    session.set_detail(Detail::Best);
     sync(engine, &mut session, &prompt)?;
     for _ in 0..WARM_UP {
         engine.step(&mut session, 1)?;
@@ -84,6 +86,7 @@ fn one_session<B: Device>(
     let context = context(args);
     let all = tokens(context, engine.shape().vocab);
     let mut session = engine.session(context)?;
+    session.set_detail(Detail::Best);
     let mut lengths: Vec<usize> = args.prefills.iter().chain(&args.contexts).copied().collect();
     lengths.retain(|&n| n > 0);
     lengths.sort_unstable();
@@ -126,12 +129,13 @@ fn batch<B: Device>(args: &BenchArgs, engine: &mut Engine<B>, meter: &Meter, n: 
     let (prompt, next) = all.split_at(BATCH_CONTEXT);
     let mut sessions = vec![engine.session(BATCH_CONTEXT + steps)?];
     sync(engine, &mut sessions[0], prompt)?;
-    let prefilled = engine.snapshot(&sessions[0])?;
+    let prefilled = engine.snapshot(&mut sessions[0])?;
     for _ in 1..n {
         let mut session = engine.session(BATCH_CONTEXT + steps)?;
         engine.restore(&mut session, &prefilled)?;
         sessions.push(session);
     }
+    sessions.iter_mut().for_each(|session| session.set_detail(Detail::Best));
     let mut start = Instant::now();
     for (i, step) in next.chunks(n).enumerate() {
         if i == WARM_UP {

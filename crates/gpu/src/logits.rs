@@ -1,0 +1,110 @@
+//! The most probable tokens of rows of logits: a few hundred bytes come back where all logits are half a megabyte.
+
+use crate::buffer::{Buffer, device_error};
+use crate::hyper::cubes;
+use crate::kernels::select::{self, SELECT_UNITS, STRETCH};
+use crate::rows::Rows;
+use crate::stage::Stage;
+use cubecl::prelude::*;
+use ds4_model::{BEST_TOKENS, BackendError, Best};
+
+/// What is found on the way, for `rows` rows of `vocab` logits.
+pub(crate) struct Finding {
+    rows: usize,
+    vocab: usize,
+    /// Of each stretch, then of each row: logits, and their tokens.
+    best: [Buffer; 2],
+    tokens: [Buffer; 2],
+    /// `[n, stretches, 2]`.
+    sums: Buffer,
+}
+
+impl Finding {
+    fn new(client: &Client, rows: usize, vocab: usize) -> Self {
+        let stretches = vocab.div_ceil(STRETCH);
+        let words = |n: usize| Buffer::zeroed(client, 4 * n as u64);
+        let both = || [words(rows * stretches * BEST_TOKENS), words(rows * BEST_TOKENS)];
+        Finding { rows, vocab, best: both(), tokens: both(), sums: words(2 * rows * stretches) }
+    }
+}
+
+impl Stage {
+    /// The best tokens of each row.
+    pub(crate) fn best_step(&mut self, logits: &Rows, out: &mut Vec<Best>) -> Result<(), BackendError> {
+        let (n, vocab) = (logits.n, logits.width);
+        let finding = match self.scratch.finding.take() {
+            Some(f) if f.rows >= n && f.vocab == vocab => f,
+            _ => Finding::new(&self.client, n, vocab),
+        };
+        self.find_best(logits, &finding);
+        let last = usize::from(vocab > STRETCH);
+        let parts = [&finding.best[last], &finding.tokens[last], &finding.sums];
+        let handles = parts.map(|p| p.handle.clone()).to_vec();
+        let read = self.client.read(handles).map_err(device_error)?;
+        let words = |part: usize, row: usize, len: usize| {
+            let (words, _) = read[part].as_chunks::<4>();
+            words[row * len..(row + 1) * len].iter().map(|w| u32::from_le_bytes(*w))
+        };
+        out.clear();
+        for row in 0..n {
+            let logits = words(0, row, BEST_TOKENS).map(f32::from_bits);
+            let tokens = words(1, row, BEST_TOKENS).zip(logits).take(vocab).collect();
+            let sums: Vec<f32> = words(2, row, 2 * vocab.div_ceil(STRETCH)).map(f32::from_bits).collect();
+            out.push(Best::new(tokens, log_sum(&sums)));
+        }
+        self.scratch.finding = Some(finding);
+        Ok(())
+    }
+
+    #[allow(unsafe_code)]
+    fn find_best(&self, logits: &Rows, finding: &Finding) {
+        let (n, vocab) = (logits.n as u32, logits.width);
+        let stretches = cubes(vocab, STRETCH as u32);
+        let (client, dim) = (&self.client, CubeDim::new_1d(SELECT_UNITS));
+        let launch = |scores: &Buffer, places: &Buffer, to: usize, count: usize, stride: usize| {
+            let (again, cubes) = (to == 1, if to == 1 { 1 } else { stretches });
+            // SAFETY: scores have `n` rows of `stride` values, of which `count` are chosen from; the outputs have room
+            // for the best of every cube.
+            self.timer.time(client, "best_tokens", || unsafe {
+                select::best_tokens::launch_unchecked(
+                    client,
+                    CubeCount::new_2d(n, cubes),
+                    dim,
+                    scores.arg(4),
+                    places.arg(4),
+                    finding.best[to].arg(4),
+                    finding.tokens[to].arg(4),
+                    count as u32,
+                    stride as u32,
+                    again,
+                    BEST_TOKENS,
+                );
+            });
+        };
+        launch(&logits.values, &self.nothing[0], 0, vocab, logits.stride);
+        if stretches > 1 {
+            let stride = stretches as usize * BEST_TOKENS;
+            let count = vocab / STRETCH * BEST_TOKENS + (vocab % STRETCH).min(BEST_TOKENS);
+            launch(&finding.best[0], &finding.tokens[0], 1, count, stride);
+        }
+        // SAFETY: as above; a pair of sums for every cube.
+        self.timer.time(client, "sum_exponentials", || unsafe {
+            select::sum_exponentials::launch_unchecked(
+                client,
+                CubeCount::new_2d(n, stretches),
+                dim,
+                logits.values.arg(4),
+                finding.sums.arg(4),
+                vocab as u32,
+                logits.stride as u32,
+            );
+        });
+    }
+}
+
+/// Logarithm of the sum of all exponentials, from pairs of a maximum and the sum relative to it.
+fn log_sum(pairs: &[f32]) -> f32 {
+    let pairs = pairs.as_chunks::<2>().0;
+    let max = pairs.iter().map(|p| p[0]).fold(f32::NEG_INFINITY, f32::max);
+    max + pairs.iter().map(|p| p[1] * (p[0] - max).exp()).sum::<f32>().ln()
+}
