@@ -2,7 +2,7 @@
 
 use crate::buffer::{Buffer, device_error};
 use crate::hyper::cubes;
-use crate::kernels::select::{self, SELECT_UNITS, STRETCH};
+use crate::kernels::select::{self, SELECT_UNITS, TOKENS};
 use crate::rows::Rows;
 use crate::stage::Stage;
 use cubecl::prelude::*;
@@ -21,7 +21,7 @@ pub(crate) struct Finding {
 
 impl Finding {
     fn new(client: &Client, rows: usize, vocab: usize) -> Self {
-        let stretches = vocab.div_ceil(STRETCH);
+        let stretches = vocab.div_ceil(TOKENS);
         let words = |n: usize| Buffer::zeroed(client, 4 * n as u64);
         let both = || [words(rows * stretches * BEST_TOKENS), words(rows * BEST_TOKENS)];
         Finding { rows, vocab, best: both(), tokens: both(), sums: words(2 * rows * stretches) }
@@ -37,7 +37,7 @@ impl Stage {
             _ => Finding::new(&self.client, n, vocab),
         };
         self.find_best(logits, &finding);
-        let last = usize::from(vocab > STRETCH);
+        let last = usize::from(vocab > TOKENS);
         let parts = [&finding.best[last], &finding.tokens[last], &finding.sums];
         let handles = parts.map(|p| p.handle.clone()).to_vec();
         let read = self.client.read(handles).map_err(device_error)?;
@@ -49,7 +49,7 @@ impl Stage {
         for row in 0..n {
             let logits = words(0, row, BEST_TOKENS).map(f32::from_bits);
             let tokens = words(1, row, BEST_TOKENS).zip(logits).take(vocab).collect();
-            let sums: Vec<f32> = words(2, row, 2 * vocab.div_ceil(STRETCH)).map(f32::from_bits).collect();
+            let sums: Vec<f32> = words(2, row, 2 * vocab.div_ceil(TOKENS)).map(f32::from_bits).collect();
             out.push(Best::new(tokens, log_sum(&sums)));
         }
         self.scratch.finding = Some(finding);
@@ -59,7 +59,7 @@ impl Stage {
     #[allow(unsafe_code)]
     fn find_best(&self, logits: &Rows, finding: &Finding) {
         let (n, vocab) = (logits.n as u32, logits.width);
-        let stretches = cubes(vocab, STRETCH as u32);
+        let stretches = cubes(vocab, TOKENS as u32);
         let (client, dim) = (&self.client, CubeDim::new_1d(SELECT_UNITS));
         let launch = |scores: &Buffer, places: &Buffer, to: usize, count: usize, stride: usize| {
             let (again, cubes) = (to == 1, if to == 1 { 1 } else { stretches });
@@ -84,7 +84,7 @@ impl Stage {
         launch(&logits.values, &self.nothing[0], 0, vocab, logits.stride);
         if stretches > 1 {
             let stride = stretches as usize * BEST_TOKENS;
-            let count = vocab / STRETCH * BEST_TOKENS + (vocab % STRETCH).min(BEST_TOKENS);
+            let count = vocab / TOKENS * BEST_TOKENS + (vocab % TOKENS).min(BEST_TOKENS);
             launch(&finding.best[0], &finding.tokens[0], 1, count, stride);
         }
         // SAFETY: as above; a pair of sums for every cube.

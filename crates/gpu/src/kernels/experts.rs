@@ -305,6 +305,9 @@ pub fn down(
     }
 }
 
+/// Experts whose weights are under way at once: more would take so many registers that fewer planes find room.
+const AHEAD: usize = 3;
+
 /// This lane's share of rows `first ..` of `shared + routed experts, ascending`.
 #[cube]
 pub fn down_rows(
@@ -331,12 +334,15 @@ pub fn down_rows(
     for slot in 0..comptime!(s.used) {
         chosen[slot] = ids[row * comptime!(s.used) + slot] as usize * comptime!(s.width) + first;
     }
-    // Where a lane has one turn for a row, the weights of an expert come while those before it are multiplied.
+    // Where a lane has one turn for a row, the weights of some experts are on the way while one is multiplied.
     let ahead = comptime!(one_turn(routed.format, routed.input, routed.plane, routed.steps));
     let lane = UNIT_POS_PLANE as usize;
     let mut coming = Sequence::<Held>::new();
     if comptime!(ahead) {
-        coming.push(fetch_rows(routed, chosen[0], lane, per_plane));
+        #[unroll]
+        for slot in 0..comptime!(usize::min(AHEAD, s.used)) {
+            coming.push(fetch_rows(routed, chosen[slot], lane, per_plane));
+        }
     }
     index[0] = (place + comptime!(s.used)) as u32;
     dot_rows(
@@ -355,13 +361,9 @@ pub fn down_rows(
     for slot in 0..comptime!(s.used) {
         index[0] = (if comptime!(s.staged) { slot.runtime() } else { place + slot }) as u32;
         if comptime!(ahead) {
-            if comptime!(slot + 1 < s.used) {
-                coming.push(fetch_rows(
-                    routed,
-                    chosen[comptime!(usize::min(slot + 1, s.used - 1))],
-                    lane,
-                    per_plane,
-                ));
+            if comptime!(slot + AHEAD < s.used) {
+                let later = chosen[comptime!(usize::min(slot + AHEAD, s.used - 1))];
+                coming.push(fetch_rows(routed, later, lane, per_plane));
             }
             let held = coming.index(slot);
             dot_held(routed, held, hidden, tables, staged, lane, &index, 0usize, &mut acc, per_plane, 1usize);

@@ -424,13 +424,16 @@ fn best_of(
     }
 }
 
+/// Logits of a cube that looks for the best tokens: random ones are close together and meet in few bins, so few a cube.
+pub const TOKENS: usize = 2048;
+
 /// Sums of a row's logits: the maximum of a stretch (y) of a row (x), and the sum of the exponentials relative to it
 /// `[n, stretches, 2]`.
 #[cube(launch_unchecked)]
 pub fn sum_exponentials(logits: &[f32], sums: &mut [f32], vocab: u32, stride: u32) {
-    let first = CUBE_POS_Y * comptime!(STRETCH as u32);
+    let first = CUBE_POS_Y * comptime!(TOKENS as u32);
     let row = (CUBE_POS_X * stride + first) as usize;
-    let count = u32::min(vocab - first, comptime!(STRETCH as u32)) as usize;
+    let count = u32::min(vocab - first, comptime!(TOKENS as u32)) as usize;
     let mut maxima = Shared::<[f32]>::new_slice(comptime!(SELECT_UNITS as usize));
     let mut max = f32::min_value();
     let mut i = UNIT_POS as usize;
@@ -471,8 +474,8 @@ pub fn best_tokens(
     #[comptime] again: bool,
     #[comptime] top: usize,
 ) {
-    let mut first = CUBE_POS_Y as usize * STRETCH;
-    let mut own = usize::min(count as usize - first, STRETCH);
+    let mut first = CUBE_POS_Y as usize * TOKENS;
+    let mut own = usize::min(count as usize - first, TOKENS);
     if comptime!(again) {
         first = 0usize;
         own = count as usize;

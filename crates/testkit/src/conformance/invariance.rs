@@ -2,6 +2,7 @@
 
 use super::{MakeBackend, Outcome};
 use crate::Fixture;
+use ds4_gguf::Gguf;
 use ds4_model::cache::{KvFormat, Layout};
 use ds4_model::{Backend, Error, Logits, Model, NoTap, Pass, Run, Tap, Want};
 
@@ -25,11 +26,21 @@ impl<B: Backend> Loaded<B> {
         kv: KvFormat,
         max_rows: usize,
     ) -> Result<Self, Box<dyn std::error::Error>> {
-        let file = fixture.model()?;
-        let draft = fixture.draft()?;
-        let shape = ds4_model::Shape::from_gguf(&file)?;
+        Loaded::of(maker, &fixture.model()?, fixture.draft()?.as_ref(), exact, kv, max_rows)
+    }
+
+    /// The same of any model.
+    pub(super) fn of<M: MakeBackend<Backend = B>>(
+        maker: &M,
+        file: &Gguf,
+        draft: Option<&Gguf>,
+        exact: bool,
+        kv: KvFormat,
+        max_rows: usize,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let shape = ds4_model::Shape::from_gguf(file)?;
         let mut backend = maker.make(&shape, exact, max_rows)?;
-        let model = Model::load(&mut backend, &file, draft.as_ref())?;
+        let model = Model::load(&mut backend, file, draft)?;
         let pass = Pass::new(&mut backend, &shape, max_rows)?;
         let layout = Layout::new(&shape, kv, draft.is_some(), 4096, max_rows);
         Ok(Loaded { backend, model, pass, layout, logits: Logits::default() })

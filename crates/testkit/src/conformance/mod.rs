@@ -6,6 +6,7 @@
 mod invariance;
 mod reference;
 mod timeline;
+mod widths;
 
 use crate::Fixture;
 use ds4_model::{Backend, BackendError, Shape};
@@ -57,6 +58,8 @@ pub enum Check {
     BatchesExact,
     /// The same in default mode.
     BatchesDefault,
+    /// Default mode against exact mode at the widths of DeepSeek V4 Flash.
+    Widths,
     /// A pass without rows changes nothing.
     EmptyPass,
     /// A session restored from a snapshot goes on as if nothing had happened, bit for bit.
@@ -67,7 +70,7 @@ pub enum Check {
 
 impl Check {
     /// All checks, the most telling first.
-    pub const ALL: [Check; 11] = [
+    pub const ALL: [Check; 12] = [
         Check::Exact,
         Check::Rounding,
         Check::Default,
@@ -76,6 +79,7 @@ impl Check {
         Check::ChunksDefault,
         Check::BatchesExact,
         Check::BatchesDefault,
+        Check::Widths,
         Check::EmptyPass,
         Check::Restore,
         Check::Rewind,
@@ -92,6 +96,7 @@ impl Check {
             Check::ChunksDefault => "chunks, default mode",
             Check::BatchesExact => "batches, exact mode",
             Check::BatchesDefault => "batches, default mode",
+            Check::Widths => "the widths of Flash, default mode near exact mode",
             Check::EmptyPass => "a pass without rows",
             Check::Restore => "restoring a snapshot",
             Check::Rewind => "rewinding to a frontier",
@@ -109,6 +114,7 @@ impl Check {
             Check::ChunksDefault => invariance::chunks(maker, fixture, false),
             Check::BatchesExact => invariance::batches(maker, fixture, true),
             Check::BatchesDefault => invariance::batches(maker, fixture, false),
+            Check::Widths => widths::default_near_exact(maker),
             Check::EmptyPass => invariance::empty_pass(maker, fixture),
             Check::Restore => timeline::restore(maker, fixture),
             Check::Rewind => timeline::rewind(maker, fixture),
@@ -130,6 +136,7 @@ macro_rules! backend_conformance {
             chunks_in_default_mode ChunksDefault,
             batches_in_exact_mode BatchesExact,
             batches_in_default_mode BatchesDefault,
+            default_mode_at_the_widths_of_flash Widths,
             a_pass_without_rows_changes_nothing EmptyPass,
             restored_sessions_go_on Restore,
             rewound_sessions_go_on Rewind,
