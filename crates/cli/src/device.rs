@@ -40,6 +40,9 @@ pub(crate) struct Description {
     pub(crate) threads: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kernels: Option<String>,
+    /// What it took to bring the weights to a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) load_seconds: Option<f64>,
 }
 
 impl fmt::Display for Description {
@@ -57,12 +60,13 @@ impl Description {
             device: "cpu".into(),
             threads: Some(cpu.threads()),
             kernels: Some(format!("{:?}", cpu.level())),
+            load_seconds: None,
         }
     }
 
     pub(crate) fn of_gpus(gpus: &[GpuInfo]) -> Self {
         let names: Vec<String> = gpus.iter().map(ToString::to_string).collect();
-        Description { device: names.join(", "), threads: None, kernels: None }
+        Description { device: names.join(", "), threads: None, kernels: None, load_seconds: None }
     }
 }
 

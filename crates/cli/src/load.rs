@@ -12,6 +12,7 @@ use ds4_model::memory::Sizing;
 use ds4_text::Tokenizer;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// The file that is looked for where none is named.
 pub(crate) const DEFAULT_FILE: &str = "ds4flash.gguf";
@@ -82,25 +83,32 @@ pub(crate) fn with_engine(
         sessions: wants.sessions,
     };
     let options = |max_rows| EngineOptions { kv: wants.kv, max_rows, ..EngineOptions::default() };
-    let spinner = ui::spinner("loading");
+    let bar = ui::loading(sizing.weights);
+    let start = Instant::now();
+    let mut progress = |bytes| bar.inc(bytes);
     match device::choose(args, &sizing, wants.context)? {
         Choice::Cpu => {
             let (exact, max_rows) = (wants.exact, wants.max_rows.unwrap_or(CPU_ROWS));
             let cpu = Options { threads: args.threads, exact, max_rows, ..Options::default() };
             let cpu = Cpu::new(&shape, cpu)?;
             let device = Description::of_cpu(&cpu);
-            let engine = Engine::load(cpu, file, draft.as_ref(), options(max_rows))?;
-            spinner.finish_and_clear();
+            let engine = Engine::load_with(cpu, file, draft.as_ref(), options(max_rows), &mut progress)?;
+            bar.finish_and_clear();
             job.run(engine, device)
         }
         Choice::Gpus(gpus) => {
-            let device = Description::of_gpus(&gpus);
+            let mut device = Description::of_gpus(&gpus);
             let (max_rows, cache) = (sizing.max_rows, sizing.needs(wants.context).cache);
             let hint = |e: ds4_engine::Error| format!("{device}: {e}; --backend cpu computes without it");
             let gpu = gpu::open(&shape, &gpus, wants.exact, max_rows, cache).map_err(|e| hint(e.into()))?;
-            let engine = Engine::load(gpu, file, draft.as_ref(), options(max_rows)).map_err(hint)?;
-            spinner.finish_and_clear();
-            ui::note(&format!("computing on {device}"));
+            let engine = Engine::load_with(gpu, file, draft.as_ref(), options(max_rows), &mut progress);
+            let engine = engine.map_err(hint)?;
+            bar.finish_and_clear();
+            let seconds = start.elapsed().as_secs_f64();
+            let rate = ui::bytes((sizing.weights as f64 / seconds) as u64);
+            let loaded = ui::bytes(sizing.weights);
+            ui::note(&format!("computing on {device}: {loaded} loaded in {seconds:.1} s, {rate}/s"));
+            device.load_seconds = Some(seconds);
             job.run(engine, device)
         }
     }

@@ -31,6 +31,18 @@ pub(crate) fn spinner(what: &'static str) -> ProgressBar {
     spinner
 }
 
+/// Progress over the bytes of a model.
+pub(crate) fn loading(total: u64) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left");
+    let bar = bar(Some(total));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 /// Progress over things that have names.
 pub(crate) fn items(what: &str) -> ProgressBar {
     let style =

@@ -93,13 +93,19 @@ pub struct Engine<B: Backend> {
 
 impl<B: Backend> Engine<B> {
     /// Loads the model of `file` (and the draft block of `mtp`) onto `backend`.
-    pub fn load(
+    pub fn load(backend: B, file: &Gguf, mtp: Option<&Gguf>, options: EngineOptions) -> Result<Self, Error> {
+        Self::load_with(backend, file, mtp, options, &mut |_| {})
+    }
+
+    /// The same; `progress` is told the bytes of every matrix that the backend has taken.
+    pub fn load_with(
         mut backend: B,
         file: &Gguf,
         mtp: Option<&Gguf>,
         options: EngineOptions,
+        progress: &mut dyn FnMut(u64),
     ) -> Result<Self, Error> {
-        let model = Model::load(&mut backend, file, mtp)?;
+        let model = Model::load_with(&mut backend, file, mtp, progress)?;
         let pass = Pass::new(&mut backend, &model.shape, options.max_rows)?;
         Ok(Engine { backend, model, pass, options, logits: Logits::default(), passes: 0 })
     }

@@ -239,7 +239,10 @@ impl Stage {
         rows: usize,
         input: usize,
     ) -> Result<Matrix, BackendError> {
-        const CHUNK: usize = 64 << 20;
+        // Small enough that the allocator hands out the same memory again: fresh pages would cost more than packing.
+        const CHUNK: usize = 16 << 20;
+        // Chunks that may wait for the device: packing goes on meanwhile, but not far ahead.
+        const AHEAD: usize = 4;
         let (q, s, b) = (format.quant_bytes(input), 2 * format.scales(input), format.sub_bytes(input));
         let buffer = |row: usize| Buffer::new(&self.client, (rows * row) as u64);
         let (quants, scales, sub) = (buffer(q), buffer(s), buffer(b));
@@ -260,8 +263,10 @@ impl Stage {
                 }
             }
             first += count;
+            if first == rows || (first / step).is_multiple_of(AHEAD) {
+                self.client.flush().map_err(device_error)?;
+            }
         }
-        self.client.flush().map_err(device_error)?;
         let plane = if self.abilities.certain { self.abilities.plane as usize } else { 0 };
         Ok(Matrix { stage: self.index, quants, scales, sub, format, rows, input, plane })
     }

@@ -174,9 +174,19 @@ pub struct Mtp<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Binds the tensors of `file` to `backend`, and the draft block of `mtp` or of the file itself.
     pub fn load(backend: &mut B, file: &Gguf, mtp: Option<&Gguf>) -> Result<Self, Error> {
+        Self::load_with(backend, file, mtp, &mut |_| {})
+    }
+
+    /// The same; `progress` is told the bytes of every matrix that the backend has taken.
+    pub fn load_with(
+        backend: &mut B,
+        file: &Gguf,
+        mtp: Option<&Gguf>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, Error> {
         let shape = Shape::from_gguf(file)?;
         let (d, n) = (shape.width, shape.streams_width());
-        let mut bind = Binder { backend, shape: &shape, file };
+        let mut bind = Binder { backend, shape: &shape, file, progress };
         let embed = bind.matrix("token_embd.weight", shape.vocab, d)?;
         let layers = (0..shape.layers.len()).map(|l| bind.layer(l)).collect::<Result<_, _>>()?;
         let head = bind.head_mix("output_hc", n)?;
@@ -184,7 +194,7 @@ impl<B: Backend> Model<B> {
         let output = bind.matrix("output.weight", shape.vocab, d)?;
         let mtp_file = mtp.or_else(|| file.tensor("mtp.0.e_proj.weight").map(|_| file));
         let mtp = match mtp_file {
-            Some(file) => Some(Binder { backend, shape: &shape, file }.mtp()?),
+            Some(file) => Some(Binder { backend, shape: &shape, file, progress }.mtp()?),
             None => None,
         };
         let weights = Weights { embed, layers, head, output_norm, output, mtp };
@@ -199,6 +209,7 @@ struct Binder<'a, B: Backend> {
     backend: &'a mut B,
     shape: &'a Shape,
     file: &'a Gguf,
+    progress: &'a mut dyn FnMut(u64),
 }
 
 impl<B: Backend> Binder<'_, B> {
@@ -230,13 +241,17 @@ impl<B: Backend> Binder<'_, B> {
 
     fn matrix(&mut self, name: &str, out: usize, input: usize) -> Result<B::Matrix, Error> {
         let tensor = self.typed(name, &[input, out], MATRIX_TYPES, is_supported)?;
-        Ok(self.backend.matrix(&tensor, out, input)?)
+        let matrix = self.backend.matrix(&tensor, out, input)?;
+        (self.progress)(tensor.bytes().len() as u64);
+        Ok(matrix)
     }
 
     fn experts(&mut self, name: &str, out: usize, input: usize) -> Result<B::Experts, Error> {
         let count = self.shape.experts;
         let tensor = self.typed(name, &[input, out, count], MATRIX_TYPES, is_supported)?;
-        Ok(self.backend.experts(&tensor, count, out, input)?)
+        let experts = self.backend.experts(&tensor, count, out, input)?;
+        (self.progress)(tensor.bytes().len() as u64);
+        Ok(experts)
     }
 
     /// Decoded values of a small tensor in plain type.
