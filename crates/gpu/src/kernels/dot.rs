@@ -327,13 +327,22 @@ fn unit_q8(
     }
 }
 
-/// Four signed bytes: magnitudes with the signs in the low four bits of `signs`.
+/// Four signed bytes: magnitudes, negated where `minus` has a one.
 #[cube]
-fn signed(magnitudes: u32, signs: u32) -> u32 {
-    // Each bit to the lowest of its own byte: the copies of the product do not meet.
-    let ones = ((signs & 15) * 0x0020_4081) & 0x0101_0101;
+fn signed(magnitudes: u32, minus: u32) -> u32 {
     // Two's complement of each byte: no carry crosses bytes, since no magnitude is zero.
-    (magnitudes ^ (ones * 255)) + ones
+    (magnitudes ^ (minus * 255)) + minus
+}
+
+/// A one in every byte that is negative, of eight: from seven stored signs, whose eighth makes the number of minus signs
+/// even.
+#[cube]
+fn minus_signs(stored: u32) -> (u32, u32) {
+    let seven = stored & 127;
+    // Four copies side by side: bits 0 to 3 are then the lowest of a byte each, and bits 4 to 6 the fifth.
+    let copies = seven * 0x0020_4081;
+    let last = seven.count_ones() << 24;
+    (copies & 0x0101_0101, ((copies >> 4) + last) & 0x0101_0101)
 }
 
 /// Eight sign bits of the seven stored ones: the last makes the number of minus signs even.
@@ -373,14 +382,12 @@ fn unit_iq2(
             for v in 0..2usize {
                 let a = tables.grid[((codes >> comptime!(8 * v as u32)) & 255) as usize];
                 let b = tables.grid[((codes >> comptime!(16 + 8 * v as u32)) & 255) as usize];
-                let (p, q) = (
-                    eight_signs(aux >> comptime!(7 * v as u32)),
-                    eight_signs(aux >> comptime!(14 + 7 * v as u32)),
-                );
-                lo.insert(comptime!(2 * v), signed(a.extract(0usize), p));
-                lo.insert(comptime!(2 * v + 1), signed(a.extract(1usize), p >> 4));
-                hi.insert(comptime!(2 * v), signed(b.extract(0usize), q));
-                hi.insert(comptime!(2 * v + 1), signed(b.extract(1usize), q >> 4));
+                let (a_low, a_high) = minus_signs(aux >> comptime!(7 * v as u32));
+                let (b_low, b_high) = minus_signs(aux >> comptime!(14 + 7 * v as u32));
+                lo.insert(comptime!(2 * v), signed(a.extract(0usize), a_low));
+                lo.insert(comptime!(2 * v + 1), signed(a.extract(1usize), a_high));
+                hi.insert(comptime!(2 * v), signed(b.extract(0usize), b_low));
+                hi.insert(comptime!(2 * v + 1), signed(b.extract(1usize), b_high));
             }
             #[unroll]
             for c in 0..columns {

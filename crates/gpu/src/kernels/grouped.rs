@@ -3,7 +3,8 @@
 use super::common::Real;
 use super::dot::{Eight, Four, Weights};
 use super::experts::swiglu;
-use super::matmul::{Tiling, UNITS, column_of, input_row, product, row_of, store_sum};
+use super::matmul::{Tiling, UNITS, input_row, product};
+use super::units::{column_of, row_of, store_sum};
 use cubecl::prelude::*;
 use half::f16;
 

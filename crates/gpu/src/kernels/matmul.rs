@@ -6,10 +6,10 @@
 //! row's result is does not depend on the other rows of the tile, nor on the tile's size.
 
 use super::dot::{Eight, Weights};
+use super::units::{Sums, column_of, multiply, row_of, store_sum, zero_sums};
 use super::unpack::{PairTables, Stored, fetch, store_weights};
 use crate::layout::Format;
 use cubecl::prelude::*;
-use half::f16;
 
 /// Units of a cube.
 pub const UNITS: usize = 128;
@@ -46,7 +46,7 @@ impl Tiling {
     }
     /// Eights of f16 from row to row of a tile in shared memory: one more than a slice has, so that rows start in
     /// different banks.
-    const fn pitch(&self) -> usize {
+    pub const fn pitch(&self) -> usize {
         self.depth / 8 + 1
     }
     /// Eights of activations that a unit loads.
@@ -84,213 +84,6 @@ pub const fn least_shared_bytes(side: usize) -> usize {
         fragments: false,
     }
     .shared_bytes()
-}
-
-/// Sums of a plane's tiles. What all devices offer keeps to itself which unit holds which value of a tile. NVIDIA's say
-/// so, and then take tiles from shared memory at twice the speed.
-#[derive(CubeType)]
-pub struct Sums {
-    tiles: Sequence<cmma::Matrix<f32>>,
-    /// Two for each tile, its left half and its right.
-    fragments: Sequence<Array<Vector<f32, Const<2>>>>,
-}
-
-#[cube]
-fn zero_sums(#[comptime] t: Tiling) -> Sums {
-    let mut tiles = Sequence::<cmma::Matrix<f32>>::new();
-    let mut fragments = Sequence::<Array<Vector<f32, Const<2>>>>::new();
-    #[unroll]
-    for _ in 0..comptime!(t.m() * t.n()) {
-        if comptime!(t.fragments) {
-            #[unroll]
-            for _ in 0..2usize {
-                let mut zeros = Array::<Vector<f32, Const<2>>>::new(2usize);
-                zeros[0] = Vector::new(0.0f32);
-                zeros[1] = Vector::new(0.0f32);
-                fragments.push(zeros);
-            }
-        } else {
-            tiles.push(cmma::Matrix::<f32>::from_value(
-                cmma::MatrixIdent::Accumulator,
-                t.side,
-                t.side,
-                t.side,
-                cmma::MatrixLayout::Undefined,
-                0.0f32,
-            ));
-        }
-    }
-    Sums { tiles, fragments }
-}
-
-/// Stores tile `i` of a plane's sums.
-#[cube]
-pub fn store_sum(
-    sums: &Sums,
-    to: &mut [f32],
-    #[comptime] i: usize,
-    #[comptime] stride: usize,
-    #[comptime] t: Tiling,
-) {
-    if comptime!(t.fragments) {
-        let def = fragment_shape();
-        #[unroll]
-        for half in 0..2usize {
-            #[unroll]
-            for element in 0..4usize {
-                let (row, column) =
-                    def.position_of_nth(UNIT_POS_PLANE, element as u32, cmma::MatrixIdent::Accumulator);
-                let v = sums.fragments.index(comptime!(2 * i + half))[comptime!(element / 2)];
-                to[row as usize * stride + column as usize + 8 * half] = v.extract(comptime!(element % 2));
-            }
-        }
-    } else {
-        cmma::store(to, sums.tiles.index(i), comptime!(stride as u32), cmma::MatrixLayout::RowMajor);
-    }
-}
-
-/// What a step of the matrix units multiplies, where fragments are known: the left or right half of a tile.
-#[cube]
-fn fragment_shape() -> cmma::MmaDefinition<f16, f16, f32> {
-    cmma::MmaDefinition::<f16, f16, f32>::new(16usize, 8usize, 16usize)
-}
-
-/// A tile of f16 from shared memory.
-#[cube]
-fn tile_at(
-    shared: &Shared<[Eight]>,
-    at: usize,
-    #[comptime] end: usize,
-    #[comptime] ident: cmma::MatrixIdent,
-    #[comptime] layout: cmma::MatrixLayout,
-    #[comptime] t: Tiling,
-) -> cmma::Matrix<f16> {
-    // SAFETY: it is filled before it is used.
-    let mut tile = unsafe { cmma::Matrix::<f16>::uninitialized(ident, t.side, t.side, t.side, layout) };
-    cmma::load(&mut tile, &shared[at..end], comptime!(8 * t.pitch() as u32));
-    tile
-}
-
-/// Row of activations of a plane's tile `i`, within the cube's.
-#[cube]
-pub fn row_of(#[comptime] i: usize, #[comptime] t: Tiling) -> usize {
-    (PLANE_POS as usize / comptime!(t.planes_n)) * comptime!(t.rows / t.planes_m) + comptime!(i * t.side)
-}
-
-/// Row of weights of a plane's tile `j`, within the cube's. Of a pair of matrices, whose rows are the halves of the
-/// cube's tile, every plane has as many of the first as of the second.
-#[cube]
-pub fn column_of(#[comptime] j: usize, #[comptime] t: Tiling, #[comptime] pair: bool) -> usize {
-    let plane = PLANE_POS as usize % comptime!(t.planes_n);
-    if comptime!(pair) {
-        let half = comptime!(t.n() / 2);
-        plane * comptime!(t.columns / 2 / t.planes_n)
-            + comptime!(j / half * (t.columns / 2) + j % half * t.side)
-    } else {
-        plane * comptime!(t.columns / t.planes_n) + comptime!(j * t.side)
-    }
-}
-
-/// Step `k` of a slice in shared memory: the products of tiles of the matrix units' depth, added to this plane's sums.
-#[cube]
-fn multiply(
-    a: &Shared<[Eight]>,
-    b: &Shared<[Eight]>,
-    buffer: usize,
-    sums: &mut Sums,
-    #[comptime] k: usize,
-    #[comptime] t: Tiling,
-    #[comptime] pair: bool,
-) {
-    let base_a = buffer * comptime!(t.rows * t.pitch()) + comptime!(k * t.side / 8);
-    let base_b = buffer * comptime!(t.columns * t.pitch()) + comptime!(k * t.side / 8);
-    if comptime!(t.fragments) {
-        multiply_fragments(a, b, base_a, base_b, sums, t, pair);
-    } else {
-        multiply_tiles(a, b, base_a, base_b, sums, t, pair);
-    }
-}
-
-#[cube]
-fn multiply_tiles(
-    a: &Shared<[Eight]>,
-    b: &Shared<[Eight]>,
-    base_a: usize,
-    base_b: usize,
-    sums: &mut Sums,
-    #[comptime] t: Tiling,
-    #[comptime] pair: bool,
-) {
-    let mut right = Sequence::<cmma::Matrix<f16>>::new();
-    #[unroll]
-    for j in 0..comptime!(t.n()) {
-        right.push(tile_at(
-            b,
-            base_b + column_of(j, t, pair) * comptime!(t.pitch()),
-            comptime!(t.buffers * t.columns * t.pitch()),
-            cmma::MatrixIdent::B,
-            cmma::MatrixLayout::ColMajor,
-            t,
-        ));
-    }
-    #[unroll]
-    for i in 0..comptime!(t.m()) {
-        let left = tile_at(
-            a,
-            base_a + row_of(i, t) * comptime!(t.pitch()),
-            comptime!(t.buffers * t.rows * t.pitch()),
-            cmma::MatrixIdent::A,
-            cmma::MatrixLayout::RowMajor,
-            t,
-        );
-        #[unroll]
-        for j in 0..comptime!(t.n()) {
-            let sum = sums.tiles.index(comptime!(i * t.n() + j));
-            cmma::execute(&left, right.index(j), sum, sum);
-        }
-    }
-}
-
-/// The same where fragments are known. A tile is loaded as four parts of 8x8, for each of which eight units name a row.
-#[cube]
-fn multiply_fragments(
-    a: &Shared<[Eight]>,
-    b: &Shared<[Eight]>,
-    base_a: usize,
-    base_b: usize,
-    sums: &mut Sums,
-    #[comptime] t: Tiling,
-    #[comptime] pair: bool,
-) {
-    let (def, lane) = (fragment_shape(), UNIT_POS_PLANE as usize);
-    let (end_a, end_b) =
-        (comptime!(t.buffers * t.rows * t.pitch()), comptime!(t.buffers * t.columns * t.pitch()));
-    // Parts in the order that the units want them: of activations first along the rows, of weights along the depth.
-    let (row_a, eight_a) = (lane % 16, lane / 16);
-    let (row_b, eight_b) = (lane / 16 * 8 + lane % 8, lane / 8 % 2);
-    let mut right = Sequence::<Array<Vector<f16, Const<2>>>>::new();
-    #[unroll]
-    for j in 0..comptime!(t.n()) {
-        let at = base_b + (column_of(j, t, pair) + row_b) * comptime!(t.pitch()) + eight_b;
-        let parts = def.load_matrix::<Eight, Const<2>>(&b[at..end_b], cmma::MatrixIdent::B, 4usize, false);
-        #[unroll]
-        for half in 0..2usize {
-            let mut own = Array::<Vector<f16, Const<2>>>::new(2usize);
-            own[0] = parts[comptime!(2 * half)];
-            own[1] = parts[comptime!(2 * half + 1)];
-            right.push(own);
-        }
-    }
-    #[unroll]
-    for i in 0..comptime!(t.m()) {
-        let at = base_a + (row_of(i, t) + row_a) * comptime!(t.pitch()) + eight_a;
-        let left = def.load_matrix::<Eight, Const<2>>(&a[at..end_a], cmma::MatrixIdent::A, 4usize, false);
-        #[unroll]
-        for j in 0..comptime!(2 * t.n()) {
-            let sum = sums.fragments.index_mut(comptime!(2 * i * t.n() + j));
-            def.execute_inplace(&left, right.index(j), sum);
-        }
-    }
 }
 
 /// Row of activations, within the cube's tile, of this unit's eight `i`.

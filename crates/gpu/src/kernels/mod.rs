@@ -13,4 +13,5 @@ pub mod matmul;
 pub mod project;
 pub mod select;
 pub mod tables;
+pub mod units;
 pub mod unpack;
