@@ -209,8 +209,9 @@ fn every_kernel_compiles_for_metal() {
     }
     let buffers = kernels.iter().map(|k| k.buffers).max();
     let shared = kernels.iter().filter_map(|k| Some(k.compiled.as_ref().ok()?.shared)).max();
+    let units = kernels.iter().map(|k| k.units).max();
     println!(
-        "{} kernels, at most {buffers:?} buffers and {shared:?} bytes of threadgroup memory",
+        "{} kernels, at most {units:?} units, {buffers:?} buffers and {shared:?} bytes of threadgroup memory",
         kernels.len()
     );
     let mut wrong: Vec<String> = kernels
