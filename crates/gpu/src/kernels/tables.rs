@@ -3,8 +3,8 @@
 //! The grid of IQ2_XXS, from `ds4-quant`. Signs are worked out: looking them up would double the traffic on shared
 //! memory, which is what bounds these products.
 //!
-//! Rows of activations, where weights come 64 to a vector: lanes side by side then read activations 64 bytes apart, each
-//! from another line of the cache, which would take longer than the weights.
+//! Rows of activations, where weights come 64 to a vector: lanes side by side then read activations 64 bytes apart, every
+//! other one from another line of the cache.
 
 use super::dot::{Input, Quad};
 use cubecl::prelude::*;
