@@ -172,7 +172,7 @@ impl<B: Backend> Engine<B> {
         if common < session.tokens.len() {
             self.rewind(session, common)?;
         }
-        if session.tokens.len() == prompt.len() && session.logits.is_empty() {
+        if session.tokens.len() == prompt.len() && !self.has_logits(session) {
             // A place inside an earlier prompt, kept without logits: they need one token to be computed again.
             self.rewind(session, prompt.len() - 1)?;
         }
@@ -255,6 +255,12 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
+    /// Whether the session has all its logits now. Those that are gone are computed again when somebody wants them.
+    fn has_logits(&mut self, session: &mut Session<B>) -> bool {
+        let _gone = self.fetch_logits(session);
+        !session.logits.is_empty()
+    }
+
     /// Appends tokens to several sessions in one pass; afterwards each has logits for its next token.
     /// Every session gets, bit for bit, what it would get alone.
     pub fn batch(&mut self, work: &mut [Work<'_, B>]) -> Result<(), Error> {
@@ -328,8 +334,7 @@ impl<B: Backend> Engine<B> {
         if len == 0 || session.kept.last().is_some_and(|k| k.frontier.len == len && !k.logits.is_empty()) {
             return Ok(());
         }
-        // Logits that are gone are computed again when somebody wants them.
-        let _gone = self.fetch_logits(session);
+        self.has_logits(session);
         let frontier = Frontier::take(&mut self.backend, &session.store, &session.layout, len)?;
         session.keep(Kept { frontier, logits: session.logits.clone() });
         Ok(())
@@ -357,7 +362,7 @@ impl<B: Backend> Engine<B> {
 
     /// Copies all of the session's state.
     pub fn snapshot(&mut self, session: &mut Session<B>) -> Result<SessionSnapshot, Error> {
-        let _gone = self.fetch_logits(session);
+        self.has_logits(session);
         let state = Snapshot::take(&mut self.backend, &session.store, &session.layout, session.tokens.len())?;
         Ok(SessionSnapshot { state, tokens: session.tokens.clone(), logits: session.logits.clone() })
     }

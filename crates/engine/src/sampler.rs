@@ -300,7 +300,7 @@ mod tests {
         for spread in [300.0f32, 80.0, 0.5] {
             let logits: Vec<f32> = (0..1000).map(|_| spread * random.random::<f32>()).collect();
             let all: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &l)| (i as u32, l)).collect();
-            let mut best = Best::new(all, 0.0);
+            let mut best = Best::new(all);
             best.tokens.truncate(BEST_TOKENS);
             for options in &cases {
                 let (mut one, mut other) = (Sampler::new(options.clone()), Sampler::new(options.clone()));

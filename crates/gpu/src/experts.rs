@@ -18,6 +18,9 @@ use ds4_model::{Choice, FeedForward};
 /// Fewest rows of a tile of an expert's tokens.
 const LEAST_ROWS: usize = 16;
 
+/// Shared memory of the tables and of a cube's products, with room to spare.
+const TABLES_BYTES: usize = 4096;
+
 /// Most tiles of the experts' tokens in a pass of `n` rows.
 pub(crate) fn most_tiles(n: usize, used: usize, experts: usize, rows: usize) -> usize {
     n * used / rows + experts.min(n * used)
@@ -108,15 +111,15 @@ impl Stage {
         self.scratch.shared = shared;
     }
 
-    /// How `rows` rows of the routed experts' matrices meet activations of `x`; `others` bytes of shared memory are for
-    /// other things.
+    /// How `rows` rows of the routed experts' matrices meet activations, of which a cube reads `x` (rows, stride); `joins`
+    /// bytes of shared memory are for what it does with the products.
     fn expert(
         &self,
         ffn: &FeedForward<Gpu>,
         routed: &[&Matrix],
         rows: usize,
         x: (usize, usize),
-        others: usize,
+        joins: usize,
     ) -> Expert {
         let units = routed.iter().map(|m| m.units()).min().unwrap_or(1);
         let per_plane = rows_per_plane(units, self.abilities.plane, 4, rows);
@@ -129,7 +132,7 @@ impl Stage {
             per_plane,
             at_once: per_plane,
             tables: routed.iter().chain([&&ffn.shared.down]).any(|m| m.format == Format::Iq2),
-            staged: long && staged_bytes(x.0, x.1) + others <= self.abilities.shared,
+            staged: long && staged_bytes(x.0, x.1) + TABLES_BYTES + joins <= self.abilities.shared,
         }
     }
 
@@ -148,7 +151,7 @@ impl Stage {
         y.take(n, self.shape.width);
         let used = self.shape.experts_used;
         let planes = self.planes();
-        let mut s = self.expert(ffn, &[gate, up], self.shape.expert_width, (1, x.stride), 4096);
+        let mut s = self.expert(ffn, &[gate, up], self.shape.expert_width, (1, x.stride), 0);
         if s.hidden.is_multiple_of(4) {
             (s.per_plane, s.at_once) = (4, 2);
         }
@@ -180,8 +183,8 @@ impl Stage {
         if form != wanted {
             self.quantize(&self.scratch.hidden, n * (used + 1));
         }
-        let others = self.join_bytes(1) + 4096;
-        let s = self.expert(ffn, &[down], self.shape.width, (used, self.scratch.hidden.stride), others);
+        let joins = self.join_bytes(1);
+        let s = self.expert(ffn, &[down], self.shape.width, (used, self.scratch.hidden.stride), joins);
         if self.joined_part(n).is_some() {
             self.last_product = Some(LastProduct::Experts {
                 hidden: self.scratch.hidden.input(),

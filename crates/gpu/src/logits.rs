@@ -15,8 +15,6 @@ pub(crate) struct Finding {
     /// Of each stretch, then of each row: logits, and their tokens.
     best: [Buffer; 2],
     tokens: [Buffer; 2],
-    /// `[n, stretches, 2]`.
-    sums: Buffer,
 }
 
 impl Finding {
@@ -24,7 +22,7 @@ impl Finding {
         let stretches = vocab.div_ceil(TOKENS);
         let words = |n: usize| Buffer::zeroed(client, 4 * n as u64);
         let both = || [words(rows * stretches * BEST_TOKENS), words(rows * BEST_TOKENS)];
-        Finding { rows, vocab, best: both(), tokens: both(), sums: words(2 * rows * stretches) }
+        Finding { rows, vocab, best: both(), tokens: both() }
     }
 }
 
@@ -38,19 +36,17 @@ impl Stage {
         };
         self.find_best(logits, &finding);
         let last = usize::from(vocab > TOKENS);
-        let parts = [&finding.best[last], &finding.tokens[last], &finding.sums];
+        let parts = [&finding.best[last], &finding.tokens[last]];
         let handles = parts.map(|p| p.handle.clone()).to_vec();
         let read = self.client.read(handles).map_err(device_error)?;
-        let words = |part: usize, row: usize, len: usize| {
+        let words = |part: usize, row: usize| {
             let (words, _) = read[part].as_chunks::<4>();
-            words[row * len..(row + 1) * len].iter().map(|w| u32::from_le_bytes(*w))
+            words[row * BEST_TOKENS..(row + 1) * BEST_TOKENS].iter().map(|w| u32::from_le_bytes(*w))
         };
         out.clear();
         for row in 0..n {
-            let logits = words(0, row, BEST_TOKENS).map(f32::from_bits);
-            let tokens = words(1, row, BEST_TOKENS).zip(logits).take(vocab).collect();
-            let sums: Vec<f32> = words(2, row, 2 * vocab.div_ceil(TOKENS)).map(f32::from_bits).collect();
-            out.push(Best::new(tokens, log_sum(&sums)));
+            let logits = words(0, row).map(f32::from_bits);
+            out.push(Best::new(words(1, row).zip(logits).take(vocab).collect()));
         }
         self.scratch.finding = Some(finding);
         Ok(())
@@ -87,24 +83,5 @@ impl Stage {
             let count = vocab / TOKENS * BEST_TOKENS + (vocab % TOKENS).min(BEST_TOKENS);
             launch(&finding.best[0], &finding.tokens[0], 1, count, stride);
         }
-        // SAFETY: as above; a pair of sums for every cube.
-        self.timer.time(client, "sum_exponentials", || unsafe {
-            select::sum_exponentials::launch_unchecked(
-                client,
-                CubeCount::new_2d(n, stretches),
-                dim,
-                logits.values.arg(4),
-                finding.sums.arg(4),
-                vocab as u32,
-                logits.stride as u32,
-            );
-        });
     }
-}
-
-/// Logarithm of the sum of all exponentials, from pairs of a maximum and the sum relative to it.
-fn log_sum(pairs: &[f32]) -> f32 {
-    let pairs = pairs.as_chunks::<2>().0;
-    let max = pairs.iter().map(|p| p[0]).fold(f32::NEG_INFINITY, f32::max);
-    max + pairs.iter().map(|p| p[1] * (p[0] - max).exp()).sum::<f32>().ln()
 }

@@ -126,7 +126,6 @@ impl Matrix {
             self.format,
             self.format.padded(self.input),
             self.plane,
-            crate::kernels::dot::steps(self.format, self.format.padded(self.input), self.plane),
         )
     }
 

@@ -18,15 +18,13 @@ pub enum Detail {
 pub struct Best {
     /// Tokens with their logits, the largest first; of equal ones the lowest token.
     pub tokens: Vec<(u32, f32)>,
-    /// Logarithm of the sum of the exponentials of all logits of the row.
-    pub log_sum: f32,
 }
 
 impl Best {
     /// From tokens in any order.
-    pub fn new(mut tokens: Vec<(u32, f32)>, log_sum: f32) -> Self {
+    pub fn new(mut tokens: Vec<(u32, f32)>) -> Self {
         tokens.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        Best { tokens, log_sum }
+        Best { tokens }
     }
 }
 

@@ -46,13 +46,11 @@ pub struct Weights {
     /// Units of a plane, where that is certain; else 0.
     #[cube(comptime)]
     pub plane: usize,
-    /// Units that a lane takes between two turns of its loop: with several, many loads are under way at once.
-    #[cube(comptime)]
-    pub steps: usize,
 }
 
-/// [`Weights::steps`] where planes have `plane` units. More would take the compiler long.
-pub(crate) const fn steps(format: Format, input: usize, plane: usize) -> usize {
+/// Units that a lane takes between two turns of its loop: with several, many loads are under way at once. More would
+/// take the compiler long.
+pub const fn steps(format: Format, input: usize, plane: usize) -> usize {
     let units = input / format.unit();
     match plane {
         0 => 1,
@@ -63,8 +61,8 @@ pub(crate) const fn steps(format: Format, input: usize, plane: usize) -> usize {
 }
 
 /// Whether every lane of a plane has just one turn for a row.
-pub const fn one_turn(format: Format, input: usize, plane: usize, steps: usize) -> bool {
-    plane > 0 && input / format.unit() == steps * plane
+pub const fn one_turn(format: Format, input: usize, plane: usize) -> bool {
+    plane > 0 && input / format.unit() == steps(format, input, plane) * plane
 }
 
 /// Activations, in all forms that products want.
@@ -131,7 +129,7 @@ pub struct Held {
 /// Fetches units `u, u + PLANE_DIM, ...` of `rows` rows of `w`, from `first` on: those of a lane's turn.
 #[cube]
 pub fn fetch_rows(w: &Weights, first: usize, u: usize, #[comptime] rows: usize) -> Held {
-    let count = comptime!(w.steps * rows);
+    let count = comptime!(steps(w.format, w.input, w.plane) * rows);
     let (format, units) = (comptime!(w.format), comptime!(w.input / w.format.unit()));
     let half = comptime!(w.format == Format::F16);
     let mut quads = Array::<Quad>::new(comptime!(if half { 1 } else { count }));
@@ -189,7 +187,7 @@ pub fn dot_rows(
     while u < comptime!(w.input / w.format.unit()) {
         let held = fetch_rows(w, first, u, rows);
         dot_held(w, &held, x, tables, staged, u, index, offset, acc, rows, columns);
-        u += w.steps * PLANE_DIM as usize;
+        u += comptime!(steps(w.format, w.input, w.plane)) * PLANE_DIM as usize;
     }
 }
 
@@ -209,7 +207,7 @@ pub fn dot_held(
     #[comptime] columns: usize,
 ) {
     #[unroll]
-    for step in 0..w.steps {
+    for step in 0..comptime!(steps(w.format, w.input, w.plane)) {
         let (u, i) = (u + comptime!(step * w.plane), comptime!(step * rows));
         match comptime!(w.format) {
             Format::F32 => unit_f32(held, x, u, index, offset, acc, i, rows, columns),
@@ -343,13 +341,6 @@ fn minus_signs(stored: u32) -> (u32, u32) {
     let copies = seven * 0x0020_4081;
     let last = seven.count_ones() << 24;
     (copies & 0x0101_0101, ((copies >> 4) + last) & 0x0101_0101)
-}
-
-/// Eight sign bits of the seven stored ones: the last makes the number of minus signs even.
-#[cube]
-pub fn eight_signs(stored: u32) -> u32 {
-    let seven = stored & 127;
-    seven | ((seven.count_ones() & 1) << 7)
 }
 
 #[cube]

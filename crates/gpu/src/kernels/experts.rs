@@ -1,7 +1,7 @@
 //! Router, routed experts and the shared expert, for few rows (A.8).
 
 use super::common::{Real, sigmoid, store_four};
-use super::dot::{Four, Held, Input, Output, Weights, dot_held, dot_rows, fetch_rows, one_turn};
+use super::dot::{Four, Held, Input, Output, Weights, dot_held, dot_rows, fetch_rows, one_turn, steps};
 use super::tables::{Staged, Tables};
 use cubecl::prelude::*;
 
@@ -267,7 +267,7 @@ fn dot_pair(
             let other = fetch_rows(up, first, u, rows);
             dot_held(gate, &one, x, tables, staged, u, index, 0usize, gates, rows, 1usize);
             dot_held(up, &other, x, tables, staged, u, index, 0usize, ups, rows, 1usize);
-            u += gate.steps * PLANE_DIM as usize;
+            u += comptime!(steps(gate.format, gate.input, gate.plane)) * PLANE_DIM as usize;
         }
     } else {
         dot_rows(gate, x, tables, staged, first, index, 0usize, gates, rows, 1usize);
@@ -335,7 +335,7 @@ pub fn down_rows(
         chosen[slot] = ids[row * comptime!(s.used) + slot] as usize * comptime!(s.width) + first;
     }
     // Where a lane has one turn for a row, the weights of some experts are on the way while one is multiplied.
-    let ahead = comptime!(one_turn(routed.format, routed.input, routed.plane, routed.steps));
+    let ahead = comptime!(one_turn(routed.format, routed.input, routed.plane));
     let lane = UNIT_POS_PLANE as usize;
     let mut coming = Sequence::<Held>::new();
     if comptime!(ahead) {

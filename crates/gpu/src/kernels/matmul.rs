@@ -6,8 +6,9 @@
 //! row's result is does not depend on the other rows of the tile, nor on the tile's size.
 
 use super::dot::{Eight, Weights};
+use super::tables::Tables;
 use super::units::{Sums, column_of, multiply, row_of, store_sum, zero_sums};
-use super::unpack::{PairTables, Stored, fetch, store_weights};
+use super::unpack::{Stored, fetch, store_weights};
 use crate::layout::Format;
 use cubecl::prelude::*;
 
@@ -109,7 +110,7 @@ pub fn product(
     #[comptime] pair: bool,
 ) -> Sums {
     let iq2 = comptime!(first.format == Format::Iq2 || second.format == Format::Iq2);
-    let tables = PairTables::load(words, iq2);
+    let tables = Tables::load(words, iq2);
     let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * t.pitch()));
     let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.columns * t.pitch()));
     let mut sums = zero_sums(t);
@@ -177,7 +178,7 @@ pub fn product(
 fn store_chunks(
     one: &Stored,
     other: &Stored,
-    tables: &PairTables,
+    tables: &Tables,
     slice: usize,
     b: &mut Shared<[Eight]>,
     buffer: usize,

@@ -3,9 +3,7 @@
 use super::cache::{
     KEY_SCALES, KEYS, Rounding, RowShape, block_max, fp4_code, fp4_scale, fp4_twice, hadamard, part_of,
 };
-use super::common::cube_sum;
 use super::dot::{Quad, dot_bytes};
-use super::hyper::MOST_PLANES;
 use cubecl::prelude::*;
 
 /// What the indexer is specialised by.
@@ -426,40 +424,6 @@ fn best_of(
 
 /// Logits of a cube that looks for the best tokens: random ones are close together and meet in few bins, so few a cube.
 pub const TOKENS: usize = 2048;
-
-/// Sums of a row's logits: the maximum of a stretch (y) of a row (x), and the sum of the exponentials relative to it
-/// `[n, stretches, 2]`.
-#[cube(launch_unchecked)]
-pub fn sum_exponentials(logits: &[f32], sums: &mut [f32], vocab: u32, stride: u32) {
-    let first = CUBE_POS_Y * comptime!(TOKENS as u32);
-    let row = (CUBE_POS_X * stride + first) as usize;
-    let count = u32::min(vocab - first, comptime!(TOKENS as u32)) as usize;
-    let mut maxima = Shared::<[f32]>::new_slice(comptime!(SELECT_UNITS as usize));
-    let mut max = f32::min_value();
-    let mut i = UNIT_POS as usize;
-    while i < count {
-        max = f32::max(max, logits[row + i]);
-        i += CUBE_DIM as usize;
-    }
-    maxima[UNIT_POS as usize] = max;
-    sync_cube();
-    for i in 0..comptime!(SELECT_UNITS as usize) {
-        max = f32::max(max, maxima[i]);
-    }
-    let mut sum = 0.0f32;
-    i = UNIT_POS as usize;
-    while i < count {
-        sum += f32::exp(logits[row + i] - max);
-        i += CUBE_DIM as usize;
-    }
-    let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
-    let sum = cube_sum(sum, &mut scratch);
-    if UNIT_POS == 0 {
-        let out = 2 * (CUBE_POS_X * CUBE_COUNT_Y + CUBE_POS_Y) as usize;
-        sums[out] = max;
-        sums[out + 1] = sum;
-    }
-}
 
 /// The `top` best of each stretch (y) of each row (x) of `scores`, `stride` apart, of which each has `count`; or of those
 /// of all stretches, chosen `again`: then `places` has where they are.

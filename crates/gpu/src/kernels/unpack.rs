@@ -1,35 +1,13 @@
 //! Weights on their way to the matrix units: a slice of a row from memory, then as f16 into shared memory.
 
-use super::dot::{Eight, Four, Quad, Weights, eight_signs};
+use super::dot::{Eight, Four, Quad, Weights};
 use super::matmul::UNITS;
+use super::tables::Tables;
 use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
 
 type Two = Vector<f16, Const<2>>;
-
-/// The grid of IQ2_XXS: eight magnitudes of a code, in the order of [`super::tables::pair_words`].
-#[derive(CubeType)]
-pub struct PairTables {
-    grid: Shared<[Vector<u32, Const<2>>]>,
-}
-
-#[cube]
-impl PairTables {
-    pub fn load(words: &[Vector<u32, Const<2>>], #[comptime] needed: bool) -> PairTables {
-        let mut grid =
-            Shared::<[Vector<u32, Const<2>>]>::new_slice(comptime!(if needed { 256usize } else { 1usize }));
-        if comptime!(needed) {
-            let mut i = UNIT_POS as usize;
-            while i < 256 {
-                grid[i] = words[i];
-                i += CUBE_DIM as usize;
-            }
-            sync_cube();
-        }
-        PairTables { grid }
-    }
-}
 
 /// Part of a row of weights as it is stored: a slice of depth.
 #[derive(CubeType)]
@@ -179,11 +157,18 @@ fn pair_of(value: f32) -> Two {
     Two::new(f16::cast_from(value))
 }
 
+/// Eight sign bits of the seven stored ones: the last makes the number of minus signs even.
+#[cube]
+fn eight_signs(stored: u32) -> u32 {
+    let seven = stored & 127;
+    seven | ((seven.count_ones() & 1) << 7)
+}
+
 /// Weights `16 * chunk ..` of a slice as f16, two quads; of the second half of a quad where that is `odd`.
 #[cube]
 fn decode(
     from: &Stored,
-    tables: &PairTables,
+    tables: &Tables,
     odd: bool,
     #[comptime] chunk: usize,
     #[comptime] format: Format,
@@ -272,7 +257,7 @@ fn decode(
 #[cube]
 pub fn store_weights(
     from: &Stored,
-    tables: &PairTables,
+    tables: &Tables,
     odd: bool,
     b: &mut Shared<[Eight]>,
     first_row: usize,

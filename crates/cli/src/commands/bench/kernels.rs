@@ -1,11 +1,10 @@
 //! `ds4 bench --kernels`: where the time of a prefill and of a decode step goes.
 
-use super::{sync, tokens};
+use super::{session_of, sync, tokens};
 use crate::Result;
 use crate::args::BenchArgs;
 use crate::device::{Description, Device};
 use ds4_engine::Engine;
-use ds4_model::Detail;
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -43,14 +42,12 @@ pub(super) fn run<B: Device>(
     let vocab = engine.shape().vocab;
     let prompt = tokens(args.prompt.max(1), vocab);
     // Once without taking times: kernels are compiled at their first launch.
-    let mut session = engine.session(prompt.len() + args.gen_tokens)?;
-    session.set_detail(Detail::Best);
+    let mut session = session_of(engine, prompt.len() + args.gen_tokens)?;
     sync(engine, &mut session, &prompt)?;
     for token in tokens(args.gen_tokens, vocab) {
         engine.step(&mut session, token)?;
     }
-    let mut session = engine.session(prompt.len() + args.gen_tokens)?;
-    session.set_detail(Detail::Best);
+    let mut session = session_of(engine, prompt.len() + args.gen_tokens)?;
     engine.backend_mut().time_kernels(true);
     sync(engine, &mut session, &prompt)?;
     let prefill = parts(&engine.backend().kernel_times(), 1);

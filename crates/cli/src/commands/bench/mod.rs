@@ -56,6 +56,13 @@ fn tokens(n: usize, vocab: usize) -> Vec<u32> {
     (0..n as u64).map(|i| ((i.wrapping_mul(2_654_435_761) >> 7) % vocab as u64) as u32).collect()
 }
 
+/// A session that decodes as the usual ways to sample do: the best tokens are enough.
+fn session_of<B: Device>(engine: &mut Engine<B>, context: usize) -> Result<Session<B>> {
+    let mut session = engine.session(context)?;
+    session.set_detail(Detail::Best);
+    Ok(session)
+}
+
 fn sync<B: Device>(engine: &mut Engine<B>, session: &mut Session<B>, prompt: &[u32]) -> Result<f64> {
     let start = Instant::now();
     engine.sync(session, prompt, &mut |_, _| ControlFlow::Continue(()))?;
@@ -138,16 +145,13 @@ fn plain<B: Device>(
     let vocab = engine.shape().vocab;
     let prompt = tokens(args.prompt.max(1), vocab);
     // Once over everything first: pages are read, buffers grow, kernels are compiled, steps are recorded.
-    let mut warm = engine.session(prompt.len() + args.gen_tokens)?;
-    warm.set_detail(Detail::Best);
+    let mut warm = session_of(engine, prompt.len() + args.gen_tokens)?;
     sync(engine, &mut warm, &prompt)?;
     for token in tokens(args.gen_tokens, vocab) {
         engine.step(&mut warm, token)?;
     }
     drop(warm);
-    let mut session = engine.session(prompt.len() + args.gen_tokens)?;
-    // As the usual ways to sample do.
-    session.set_detail(Detail::Best);
+    let mut session = session_of(engine, prompt.len() + args.gen_tokens)?;
     let prefill = sync(engine, &mut session, &prompt)?;
     let start = Instant::now();
     for token in tokens(args.gen_tokens, vocab) {

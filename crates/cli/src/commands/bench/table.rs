@@ -1,11 +1,10 @@
 //! `ds4 bench --table`: speed at many contexts and batch sizes.
 
-use super::{Decode, Meter, WARM_UP, sync, tokens};
+use super::{Decode, Meter, WARM_UP, session_of, sync, tokens};
 use crate::args::BenchArgs;
 use crate::device::{Description, Device};
 use crate::{Result, ui};
 use ds4_engine::{Engine, Work};
-use ds4_model::Detail;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -67,8 +66,7 @@ pub(super) fn run<B: Device>(
 /// Pages are read, buffers grow, kernels are compiled.
 fn warm_up<B: Device>(engine: &mut Engine<B>) -> Result<()> {
     let prompt = tokens(512, engine.shape().vocab);
-    let mut session = engine.session(prompt.len() + WARM_UP)?;
-    session.set_detail(Detail::Best);
+    let mut session = session_of(engine, prompt.len() + WARM_UP)?;
     sync(engine, &mut session, &prompt)?;
     for _ in 0..WARM_UP {
         engine.step(&mut session, 1)?;
@@ -85,8 +83,7 @@ fn one_session<B: Device>(
 ) -> Result<()> {
     let context = context(args);
     let all = tokens(context, engine.shape().vocab);
-    let mut session = engine.session(context)?;
-    session.set_detail(Detail::Best);
+    let mut session = session_of(engine, context)?;
     let mut lengths: Vec<usize> = args.prefills.iter().chain(&args.contexts).copied().collect();
     lengths.retain(|&n| n > 0);
     lengths.sort_unstable();
@@ -127,15 +124,14 @@ fn batch<B: Device>(args: &BenchArgs, engine: &mut Engine<B>, meter: &Meter, n: 
     let steps = args.gen_tokens + WARM_UP;
     let all = tokens(BATCH_CONTEXT + n * steps, engine.shape().vocab);
     let (prompt, next) = all.split_at(BATCH_CONTEXT);
-    let mut sessions = vec![engine.session(BATCH_CONTEXT + steps)?];
+    let mut sessions = vec![session_of(engine, BATCH_CONTEXT + steps)?];
     sync(engine, &mut sessions[0], prompt)?;
     let prefilled = engine.snapshot(&mut sessions[0])?;
     for _ in 1..n {
-        let mut session = engine.session(BATCH_CONTEXT + steps)?;
+        let mut session = session_of(engine, BATCH_CONTEXT + steps)?;
         engine.restore(&mut session, &prefilled)?;
         sessions.push(session);
     }
-    sessions.iter_mut().for_each(|session| session.set_detail(Detail::Best));
     let mut start = Instant::now();
     for (i, step) in next.chunks(n).enumerate() {
         if i == WARM_UP {
