@@ -1,8 +1,8 @@
 //! The GPU backend, where it is compiled in; `no_gpu.rs` stands for it elsewhere.
 
 use crate::device::{Api, Device, GpuInfo};
-pub(crate) use ds4_gpu::Gpu;
 use ds4_gpu::{DeviceInfo, Options};
+pub(crate) use ds4_gpu::{Gpu, tensor_bytes};
 use ds4_model::{BackendError, Shape};
 use ds4_testkit::conformance::MakeBackend;
 

@@ -63,6 +63,11 @@ pub(crate) fn open(model: Option<&Path>) -> Result<Gguf> {
     Ok(Gguf::from_static(nano)?)
 }
 
+/// Bytes that a file's tensors take on a GPU.
+pub(crate) fn gpu_bytes(file: &Gguf, exact: bool) -> u64 {
+    file.tensors().iter().map(|t| gpu::tensor_bytes(&t.name, t.ty, &t.dims, exact)).sum()
+}
+
 /// Loads a model onto the device that the flags mean and goes on with `job`: the one place that knows all
 /// backends.
 pub(crate) fn with_engine(
@@ -73,17 +78,18 @@ pub(crate) fn with_engine(
 ) -> Result<ExitCode> {
     let draft = args.mtp.as_ref().map(Gguf::open).transpose()?;
     let shape = Shape::from_gguf(file)?;
-    let size = |file: &Gguf| file.tensors().iter().map(|t| t.bytes).sum::<u64>();
+    let files = || std::iter::once(file).chain(&draft);
+    let in_files: u64 = files().flat_map(Gguf::tensors).map(|t| t.bytes).sum();
     let sizing = Sizing {
         shape: &shape,
-        weights: size(file) + draft.as_ref().map_or(0, size),
+        weights: files().map(|f| gpu_bytes(f, wants.exact)).sum(),
         format: wants.kv,
         draft: draft.is_some() || file.tensor("mtp.0.e_proj.weight").is_some(),
         max_rows: wants.max_rows.unwrap_or(GPU_ROWS),
         sessions: wants.sessions,
     };
     let options = |max_rows| EngineOptions { kv: wants.kv, max_rows, ..EngineOptions::default() };
-    let bar = ui::loading(sizing.weights);
+    let bar = ui::loading(in_files);
     let start = Instant::now();
     let mut progress = |bytes| bar.inc(bytes);
     match device::choose(args, &sizing, wants.context)? {
@@ -105,8 +111,8 @@ pub(crate) fn with_engine(
             let engine = engine.map_err(hint)?;
             bar.finish_and_clear();
             let seconds = start.elapsed().as_secs_f64();
-            let rate = ui::bytes((sizing.weights as f64 / seconds) as u64);
-            let loaded = ui::bytes(sizing.weights);
+            let rate = ui::bytes((in_files as f64 / seconds) as u64);
+            let loaded = ui::bytes(in_files);
             ui::note(&format!("computing on {device}: {loaded} loaded in {seconds:.1} s, {rate}/s"));
             device.load_seconds = Some(seconds);
             job.run(engine, device)

@@ -1,6 +1,7 @@
 //! Stands for `gpu.rs` where no GPU backend is compiled in: there are no devices, so that nothing opens one.
 
 use crate::device::GpuInfo;
+use ds4_gguf::TensorType;
 use ds4_model::{BackendError, Shape};
 use ds4_testkit::conformance::MakeBackend;
 
@@ -9,6 +10,10 @@ pub(crate) type Gpu = ds4_cpu::Cpu;
 
 pub(crate) fn devices() -> Vec<GpuInfo> {
     Vec::new()
+}
+
+pub(crate) fn tensor_bytes(_: &str, ty: TensorType, dims: &[u64], _exact: bool) -> u64 {
+    dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes()
 }
 
 pub(crate) fn open(

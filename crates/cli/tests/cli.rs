@@ -100,9 +100,13 @@ fn bench_tables_without_a_file() {
     let args = ["bench", "--synthetic", "tiny:4", "--table", "--prefills", "64,256", "--contexts", "64,300"];
     let args = [&args[..], &["--batches", "1,3", "--gen-tokens", "4", "--backend", "cpu"]].concat();
     let text = stdout(&args);
-    for part in ["256 tokens", "300 tokens", "3 sessions", "GB/s"] {
-        assert!(text.contains(part), "{part} in {text}");
+    // What was measured, and at which context.
+    for (what, context) in [("prefill", "256"), ("decode", "300"), ("decode of 3 sessions", "2048")] {
+        let mut rests = text.lines().filter_map(|line| line.strip_prefix(what));
+        let found = rests.any(|rest| rest.split_whitespace().next() == Some(context));
+        assert!(found, "{what} at {context} in {text}");
     }
+    assert!(text.contains("GB/s"), "{text}");
     let table: serde_json::Value = serde_json::from_str(&stdout(&[&args[..], &["--json"]].concat())).unwrap();
     assert_eq!(table["prefill"].as_array().unwrap().len(), 2);
     assert_eq!(table["batches"][1]["sessions"], 3);

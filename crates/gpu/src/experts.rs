@@ -7,7 +7,7 @@ use crate::kernels::dot::Form;
 use crate::kernels::experts::{self, Expert, ROUTE_UNITS, RouteShape};
 use crate::kernels::grouped::{self, ExpertMatmul};
 use crate::kernels::matmul::{self, Tiling};
-use crate::kernels::tables::staged_bytes;
+use crate::kernels::tables::{TABLES_BYTES, staged_bytes};
 use crate::layout::Format;
 use crate::project::rows_per_plane;
 use crate::rows::{Matrix, Routes, Rows};
@@ -18,8 +18,8 @@ use ds4_model::{Choice, FeedForward};
 /// Fewest rows of a tile of an expert's tokens.
 const LEAST_ROWS: usize = 16;
 
-/// Shared memory of the tables and of a cube's products, with room to spare.
-const TABLES_BYTES: usize = 4096;
+/// Shared memory of a cube's products, with room to spare.
+const PRODUCTS_BYTES: usize = 2048;
 
 /// Most tiles of the experts' tokens in a pass of `n` rows.
 pub(crate) fn most_tiles(n: usize, used: usize, experts: usize, rows: usize) -> usize {
@@ -123,6 +123,8 @@ impl Stage {
     ) -> Expert {
         let units = routed.iter().map(|m| m.units()).min().unwrap_or(1);
         let per_plane = rows_per_plane(units, self.abilities.plane, 4, rows);
+        let tables = routed.iter().chain([&&ffn.shared.down]).any(|m| m.format == Format::Iq2);
+        let others = PRODUCTS_BYTES + joins + if tables { TABLES_BYTES } else { 0 };
         let long = routed.iter().all(|m| matches!(m.format, Format::Iq2 | Format::Q2K));
         Expert {
             hidden: self.shape.expert_width,
@@ -131,8 +133,8 @@ impl Stage {
             clamp: Real::new(ffn.clamp),
             per_plane,
             at_once: per_plane,
-            tables: routed.iter().chain([&&ffn.shared.down]).any(|m| m.format == Format::Iq2),
-            staged: long && staged_bytes(x.0, x.1) + TABLES_BYTES + joins <= self.abilities.shared,
+            tables,
+            staged: long && staged_bytes(x.0, x.1) + others <= self.abilities.shared,
         }
     }
 

@@ -34,5 +34,6 @@ mod timer;
 pub use backend::{Gpu, Options};
 pub use device::{Api, DeviceInfo, devices};
 pub use keep::keep_kernels;
+pub use layout::tensor_bytes;
 pub use rows::{Experts, Matrix, Routes, Rows, Selection, Table, Vector};
 pub use store::Store;

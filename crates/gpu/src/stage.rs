@@ -272,15 +272,7 @@ impl Stage {
     }
 
     pub(crate) fn format(&self, tensor: &Tensor) -> Result<Format, BackendError> {
-        // Control numbers and embeddings are read in plain types only.
-        let plain = tensor.name().contains("hc_") || tensor.name().starts_with("token_embd");
-        let format = Format::of(tensor.ty(), self.options.exact);
-        let format = match format {
-            Some(Format::Q8) if tensor.name().starts_with("token_embd") => format,
-            Some(f) if plain && f.int8() => Some(Format::F32),
-            f => f,
-        };
-        format.ok_or_else(|| {
+        Format::of_tensor(tensor.name(), tensor.ty(), self.options.exact).ok_or_else(|| {
             BackendError::new(format!("tensor {}: no kernel for type {:?}", tensor.name(), tensor.ty()))
         })
     }
@@ -441,7 +433,9 @@ impl Stage {
         }
         self.arenas.retain(|a| !a.is_empty());
         let words = Store::words(layout, &sizes)?;
-        let budget = u32::try_from(kv_bytes.max(LEAST_ARENA) / 4).unwrap_or(u32::MAX);
+        // Here rows are padded to whole words, and regions begin at whole vectors: less than 2 % more.
+        let padded = kv_bytes.saturating_add(kv_bytes / 64);
+        let budget = u32::try_from(padded.max(LEAST_ARENA) / 4).unwrap_or(u32::MAX);
         let arena = Arena::new(&self.client, words.max(budget));
         self.arenas.push(Arc::clone(&arena));
         let store = Store::new(&self.client, &arena, layout, sizes)?;

@@ -224,9 +224,12 @@ impl Synthetic {
 
     /// Bytes that all tensors would take in a file.
     pub fn bytes(&self) -> u64 {
-        let size =
-            |ty: TensorType, dims: &[u64]| dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes();
-        self.tensors().iter().map(|(_, ty, dims)| size(*ty, dims)).sum()
+        self.bytes_as(|_, ty, dims| dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes())
+    }
+
+    /// The same where one of a name, type and dimensions takes `size`.
+    pub fn bytes_as(&self, size: impl Fn(&str, TensorType, &[u64]) -> u64) -> u64 {
+        self.tensors().iter().map(|(name, ty, dims)| size(name, *ty, dims)).sum()
     }
 
     /// The model.

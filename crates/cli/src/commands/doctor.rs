@@ -3,7 +3,7 @@
 use crate::args::DoctorArgs;
 use crate::device::{CPU_ROWS, GPU_ROWS, GpuInfo, arithmetic};
 use crate::gpu::{self, OnGpu};
-use crate::load::DEFAULT_FILE;
+use crate::load::{self, DEFAULT_FILE};
 use crate::ui::bytes;
 use crate::{Result, ui};
 use ds4_cpu::kernels::Level;
@@ -87,13 +87,17 @@ fn fitting(args: &DoctorArgs, main: Option<u64>, gpus: &[GpuInfo]) -> Result<()>
         Some(path) => {
             let file = Gguf::open(path)?;
             println!("\nmemory for {}", file.source());
-            let weights = file.tensors().iter().map(|t| t.bytes).sum();
+            let weights = load::gpu_bytes(&file, false);
             (Shape::from_gguf(&file)?, weights, file.tensor("mtp.0.e_proj.weight").is_some())
         }
         None => {
             println!("\nmemory for DeepSeek V4 Flash, the published 2-bit file (-m FILE for another)");
             let flash = Synthetic::flash(43);
-            (Shape::from_gguf(&flash.header()?)?, flash.bytes(), false)
+            (
+                Shape::from_gguf(&flash.header()?)?,
+                flash.bytes_as(|name, ty, dims| gpu::tensor_bytes(name, ty, dims, false)),
+                false,
+            )
         }
     };
     let sizing = |max_rows| {

@@ -8,7 +8,7 @@
 //! | F32 | 4 | f32 | |
 //! | F16 | 8 | f32 | |
 //! | Q8_0 | 16 | int8 per 32 | f16 scale per 32 |
-//! | IQ2_XXS | 64 | int8 per 32 | f16 scale per 256 |
+//! | IQ2_XXS | 64 | int8 per 32 | f16 scale per 256, 8 nibbles |
 //! | Q2_K | 64 | int8 per 32 | f16 scale and minimum per 256, 16 nibble pairs |
 //! | Q4_K | 32 | int8 per 32 | f16 scale and minimum per 256, 8 scales and 8 minima of a byte |
 //!
@@ -126,53 +126,102 @@ pub struct Held {
     sub: Array<u32>,
 }
 
-/// Fetches units `u, u + PLANE_DIM, ...` of `rows` rows of `w`, from `first` on: those of a lane's turn.
+/// Room for a turn of a lane.
 #[cube]
-pub fn fetch_rows(w: &Weights, first: usize, u: usize, #[comptime] rows: usize) -> Held {
+fn room(w: &Weights, #[comptime] rows: usize) -> Held {
+    let count = comptime!(steps(w.format, w.input, w.plane) * rows);
+    let half = comptime!(w.format == Format::F16);
+    Held {
+        quads: Array::<Quad>::new(comptime!(if half { 1 } else { count })),
+        halves: Array::<Eight>::new(comptime!(if half { count } else { 1 })),
+        scales: Array::<f16>::new(comptime!(2 * count)),
+        sub: Array::<u32>::new(comptime!(2 * count)),
+    }
+}
+
+/// A lane's first turn for `rows` rows of `w`, from `first` on.
+#[cube]
+pub fn fetch_rows(w: &Weights, first: usize, #[comptime] rows: usize) -> Held {
+    let mut held = room(w, rows);
+    let mut u = UNIT_POS_PLANE as usize;
+    if comptime!(!one_turn(w.format, w.input, w.plane)) {
+        // Lanes beyond the end of a short row fetch its last unit, for nothing.
+        u = usize::min(u, comptime!(w.input / w.format.unit() - 1));
+    }
+    fetch_turn(w, &mut held, first, u, rows);
+    held
+}
+
+/// Fetches units `u, u + PLANE_DIM, ...`: those of a lane's turn.
+#[cube]
+fn fetch_turn(w: &Weights, held: &mut Held, first: usize, u: usize, #[comptime] rows: usize) {
     let count = comptime!(steps(w.format, w.input, w.plane) * rows);
     let (format, units) = (comptime!(w.format), comptime!(w.input / w.format.unit()));
     let half = comptime!(w.format == Format::F16);
-    let mut quads = Array::<Quad>::new(comptime!(if half { 1 } else { count }));
-    let mut halves = Array::<Eight>::new(comptime!(if half { count } else { 1 }));
-    let mut scales = Array::<f16>::new(comptime!(2 * count));
-    let mut sub = Array::<u32>::new(comptime!(2 * count));
     #[unroll]
     for i in 0..count {
         let (row, u) = (first + comptime!(i % rows), u + comptime!(i / rows * w.plane));
         let at = row * units + u;
         if comptime!(half) {
-            halves[i] = w.halves.index(0usize)[at];
+            held.halves[i] = w.halves.index(0usize)[at];
         } else {
-            quads[i] = w.quants.index(0usize)[at];
+            held.quads[i] = w.quants.index(0usize)[at];
         }
         match comptime!(format) {
             Format::F32 | Format::F16 => {}
-            Format::Q8 => scales[comptime!(2 * i)] = w.scales.index(0usize)[at / 2],
-            Format::Iq2 => scales[comptime!(2 * i)] = w.scales.index(0usize)[at / 4],
+            Format::Q8 => held.scales[comptime!(2 * i)] = w.scales.index(0usize)[at / 2],
+            Format::Iq2 => {
+                held.scales[comptime!(2 * i)] = w.scales.index(0usize)[at / 4];
+                held.sub[comptime!(2 * i)] = w.sub.index(0usize)[at / 4];
+            }
             Format::Q2K => {
                 let block = at / 4;
-                scales[comptime!(2 * i)] = w.scales.index(0usize)[2 * block];
-                scales[comptime!(2 * i + 1)] = w.scales.index(0usize)[2 * block + 1];
-                sub[comptime!(2 * i)] = w.sub.index(0usize)[at];
+                held.scales[comptime!(2 * i)] = w.scales.index(0usize)[2 * block];
+                held.scales[comptime!(2 * i + 1)] = w.scales.index(0usize)[2 * block + 1];
+                held.sub[comptime!(2 * i)] = w.sub.index(0usize)[at];
             }
             Format::Q4K => {
                 let (block, word) = (at / 8, at / 8 * 4 + at / 4 % 2);
-                scales[comptime!(2 * i)] = w.scales.index(0usize)[2 * block];
-                scales[comptime!(2 * i + 1)] = w.scales.index(0usize)[2 * block + 1];
-                sub[comptime!(2 * i)] = w.sub.index(0usize)[word];
-                sub[comptime!(2 * i + 1)] = w.sub.index(0usize)[word + 2];
+                held.scales[comptime!(2 * i)] = w.scales.index(0usize)[2 * block];
+                held.scales[comptime!(2 * i + 1)] = w.scales.index(0usize)[2 * block + 1];
+                held.sub[comptime!(2 * i)] = w.sub.index(0usize)[word];
+                held.sub[comptime!(2 * i + 1)] = w.sub.index(0usize)[word + 2];
             }
         }
     }
-    Held { quads, halves, scales, sub }
 }
 
 /// Adds to `acc[row * columns + column]` this lane's share of the products of `rows` rows of `w`, from `first`
 /// on, with `columns` rows of `x`: column `c` is row `index[c]` (of those staged, if there are any), from value `offset`
-/// on.
+/// on. In few registers, for large cubes.
 #[cube]
 pub fn dot_rows(
     w: &Weights,
+    x: &Input,
+    tables: &Tables,
+    first: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
+    let staged = Staged::none(x);
+    let mut held = room(w, rows);
+    let mut u = UNIT_POS_PLANE as usize;
+    while u < comptime!(w.input / w.format.unit()) {
+        fetch_turn(w, &mut held, first, u, rows);
+        dot_turn(w, &held, x, tables, &staged, u, index, offset, acc, rows, columns);
+        u += comptime!(steps(w.format, w.input, w.plane)) * PLANE_DIM as usize;
+    }
+}
+
+/// The same where the first turn is `held` already. The compiler can have the next one on its way while one is
+/// multiplied.
+#[cube]
+pub fn dot_held(
+    w: &Weights,
+    held: &mut Held,
     x: &Input,
     tables: &Tables,
     staged: &Staged,
@@ -183,17 +232,24 @@ pub fn dot_rows(
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
+    let units = comptime!(w.input / w.format.unit());
     let mut u = UNIT_POS_PLANE as usize;
-    while u < comptime!(w.input / w.format.unit()) {
-        let held = fetch_rows(w, first, u, rows);
-        dot_held(w, &held, x, tables, staged, u, index, offset, acc, rows, columns);
-        u += comptime!(steps(w.format, w.input, w.plane)) * PLANE_DIM as usize;
+    if comptime!(one_turn(w.format, w.input, w.plane)) {
+        dot_turn(w, &*held, x, tables, staged, u, index, offset, acc, rows, columns);
+    } else {
+        while u < units {
+            dot_turn(w, &*held, x, tables, staged, u, index, offset, acc, rows, columns);
+            u += comptime!(steps(w.format, w.input, w.plane)) * PLANE_DIM as usize;
+            if u < units {
+                fetch_turn(w, held, first, u, rows);
+            }
+        }
     }
 }
 
-/// The same of units that were fetched from `u` on.
+/// A turn, of units from `u` on.
 #[cube]
-pub fn dot_held(
+fn dot_turn(
     w: &Weights,
     held: &Held,
     x: &Input,
@@ -325,24 +381,6 @@ fn unit_q8(
     }
 }
 
-/// Four signed bytes: magnitudes, negated where `minus` has a one.
-#[cube]
-fn signed(magnitudes: u32, minus: u32) -> u32 {
-    // Two's complement of each byte: no carry crosses bytes, since no magnitude is zero.
-    (magnitudes ^ (minus * 255)) + minus
-}
-
-/// A one in every byte that is negative, of eight: from seven stored signs, whose eighth makes the number of minus signs
-/// even.
-#[cube]
-fn minus_signs(stored: u32) -> (u32, u32) {
-    let seven = stored & 127;
-    // Four copies side by side: bits 0 to 3 are then the lowest of a byte each, and bits 4 to 6 the fifth.
-    let copies = seven * 0x0020_4081;
-    let last = seven.count_ones() << 24;
-    (copies & 0x0101_0101, ((copies >> 4) + last) & 0x0101_0101)
-}
-
 #[cube]
 fn unit_iq2(
     held: &Held,
@@ -361,24 +399,23 @@ fn unit_iq2(
     for r in 0..rows {
         let quad = held.quads[comptime!(first + r)];
         let scale = f32::cast_from(held.scales[comptime!(2 * (first + r))]) * 0.125f32;
-        // Two groups of 32 weights: four codes, then signs and a scale.
+        let sub = held.sub[comptime!(2 * (first + r))] >> (8 * (u % 4)) as u32;
+        // Two groups of 32 weights: four codes, then their signs.
         #[unroll]
         for g in 0..2usize {
             let codes = quad.extract(comptime!(2 * g));
-            let aux = quad.extract(comptime!(2 * g + 1));
-            let unit = scale * f32::cast_from(2 * (aux >> 28) + 1);
+            let signs = quad.extract(comptime!(2 * g + 1));
+            let unit = scale * f32::cast_from(2 * ((sub >> comptime!(4 * g as u32)) & 15) + 1);
             let mut lo = Quad::empty();
             let mut hi = Quad::empty();
             #[unroll]
             for v in 0..2usize {
-                let a = tables.grid[((codes >> comptime!(8 * v as u32)) & 255) as usize];
-                let b = tables.grid[((codes >> comptime!(16 + 8 * v as u32)) & 255) as usize];
-                let (a_low, a_high) = minus_signs(aux >> comptime!(7 * v as u32));
-                let (b_low, b_high) = minus_signs(aux >> comptime!(14 + 7 * v as u32));
-                lo.insert(comptime!(2 * v), signed(a.extract(0usize), a_low));
-                lo.insert(comptime!(2 * v + 1), signed(a.extract(1usize), a_high));
-                hi.insert(comptime!(2 * v), signed(b.extract(0usize), b_low));
-                hi.insert(comptime!(2 * v + 1), signed(b.extract(1usize), b_high));
+                let a = tables.eight(codes, signs, v);
+                let b = tables.eight(codes, signs, comptime!(v + 2));
+                lo.insert(comptime!(2 * v), a.0);
+                lo.insert(comptime!(2 * v + 1), a.1);
+                hi.insert(comptime!(2 * v), b.0);
+                hi.insert(comptime!(2 * v + 1), b.1);
             }
             #[unroll]
             for c in 0..columns {

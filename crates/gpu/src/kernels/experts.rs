@@ -1,7 +1,7 @@
 //! Router, routed experts and the shared expert, for few rows (A.8).
 
 use super::common::{Real, sigmoid, store_four};
-use super::dot::{Four, Held, Input, Output, Weights, dot_held, dot_rows, fetch_rows, one_turn, steps};
+use super::dot::{Four, Held, Input, Output, Weights, dot_held, dot_rows, fetch_rows, one_turn};
 use super::tables::{Staged, Tables};
 use cubecl::prelude::*;
 
@@ -183,20 +183,19 @@ pub fn hidden(
     #[comptime] s: Expert,
     #[comptime] per_cube: usize,
 ) {
-    let mut products = Shared::<[f32]>::new_slice(per_cube);
-    let per_plane = comptime!(s.per_plane);
-    let first = CUBE_POS_X as usize * per_cube;
-    let mut index = Array::<u32>::new(1usize);
     let pair = CUBE_POS_Y as usize;
     let row = pair / comptime!(s.used);
-    let staged = stage(x, row, 1usize, s.staged);
-    let tables = Tables::load(words, s.tables);
     let (weight, expert) = (weights[pair], ids[pair] as usize);
-    index[0] = if comptime!(s.staged) { 0u32.runtime() } else { row as u32 };
+    let first = CUBE_POS_X as usize * per_cube;
+    let mut own = PLANE_POS as usize * comptime!(s.per_plane);
+    let end = usize::min(own + s.per_plane, usize::min(per_cube, comptime!(s.hidden) - first));
     // Some rows at a time, so that few registers are needed and many planes find room.
     let rows = comptime!(s.at_once);
-    let mut own = PLANE_POS as usize * per_plane;
-    let end = usize::min(own + per_plane, usize::min(per_cube, comptime!(s.hidden) - first));
+    let staged = stage(x, row, 1usize, s.staged);
+    let tables = Tables::load(words, s.tables);
+    let mut products = Shared::<[f32]>::new_slice(per_cube);
+    let mut index = Array::<u32>::new(1usize);
+    index[0] = if comptime!(s.staged) { 0u32.runtime() } else { row as u32 };
     while own < end {
         let mut gates = Array::<f32>::new(rows);
         let mut ups = Array::<f32>::new(rows);
@@ -206,7 +205,10 @@ pub fn hidden(
             ups[r] = 0.0f32;
         }
         let from = expert * comptime!(s.hidden) + first + own;
-        dot_pair(gate, up, x, &tables, &staged, from, &index, &mut gates, &mut ups, rows);
+        let mut one = fetch_rows(gate, from, rows);
+        let mut other = fetch_rows(up, from, rows);
+        dot_held(gate, &mut one, x, &tables, &staged, from, &index, 0usize, &mut gates, rows, 1usize);
+        dot_held(up, &mut other, x, &tables, &staged, from, &index, 0usize, &mut ups, rows, 1usize);
         #[unroll]
         for r in 0..rows {
             let g = plane_sum(gates[r]);
@@ -244,35 +246,6 @@ fn stage(x: &Input, first: usize, #[comptime] rows: usize, #[comptime] wanted: b
 #[cube]
 pub fn stage_hidden(hidden: &Input, row: usize, #[comptime] s: Expert) -> Staged {
     stage(hidden, row * comptime!(s.used + 1), s.used, s.staged)
-}
-
-/// [`dot_rows`] of the same rows of two matrices, whose weights come at once.
-#[cube]
-fn dot_pair(
-    gate: &Weights,
-    up: &Weights,
-    x: &Input,
-    tables: &Tables,
-    staged: &Staged,
-    first: usize,
-    index: &Array<u32>,
-    gates: &mut Array<f32>,
-    ups: &mut Array<f32>,
-    #[comptime] rows: usize,
-) {
-    if comptime!(gate.format == up.format) {
-        let mut u = UNIT_POS_PLANE as usize;
-        while u < comptime!(gate.input / gate.format.unit()) {
-            let one = fetch_rows(gate, first, u, rows);
-            let other = fetch_rows(up, first, u, rows);
-            dot_held(gate, &one, x, tables, staged, u, index, 0usize, gates, rows, 1usize);
-            dot_held(up, &other, x, tables, staged, u, index, 0usize, ups, rows, 1usize);
-            u += comptime!(steps(gate.format, gate.input, gate.plane)) * PLANE_DIM as usize;
-        }
-    } else {
-        dot_rows(gate, x, tables, staged, first, index, 0usize, gates, rows, 1usize);
-        dot_rows(up, x, tables, staged, first, index, 0usize, ups, rows, 1usize);
-    }
 }
 
 /// `y = shared + routed experts, ascending`; a row of the pass along y.
@@ -336,41 +309,27 @@ pub fn down_rows(
     }
     // Where a lane has one turn for a row, the weights of some experts are on the way while one is multiplied.
     let ahead = comptime!(one_turn(routed.format, routed.input, routed.plane));
-    let lane = UNIT_POS_PLANE as usize;
     let mut coming = Sequence::<Held>::new();
     if comptime!(ahead) {
         #[unroll]
         for slot in 0..comptime!(usize::min(AHEAD, s.used)) {
-            coming.push(fetch_rows(routed, chosen[slot], lane, per_plane));
+            coming.push(fetch_rows(routed, chosen[slot], per_plane));
         }
     }
     index[0] = (place + comptime!(s.used)) as u32;
-    dot_rows(
-        shared,
-        hidden,
-        tables,
-        &Staged::none(hidden),
-        first,
-        &index,
-        0usize,
-        &mut acc,
-        per_plane,
-        1usize,
-    );
+    dot_rows(shared, hidden, tables, first, &index, 0usize, &mut acc, per_plane, 1usize);
     #[unroll]
     for slot in 0..comptime!(s.used) {
         index[0] = (if comptime!(s.staged) { slot.runtime() } else { place + slot }) as u32;
-        if comptime!(ahead) {
-            if comptime!(slot + AHEAD < s.used) {
-                let later = chosen[comptime!(usize::min(slot + AHEAD, s.used - 1))];
-                coming.push(fetch_rows(routed, later, lane, per_plane));
-            }
-            let held = coming.index(slot);
-            dot_held(routed, held, hidden, tables, staged, lane, &index, 0usize, &mut acc, per_plane, 1usize);
-        } else {
-            let from = chosen[slot];
-            dot_rows(routed, hidden, tables, staged, from, &index, 0usize, &mut acc, per_plane, 1usize);
+        if comptime!(!ahead) {
+            coming.push(fetch_rows(routed, chosen[slot], per_plane));
+        } else if comptime!(slot + AHEAD < s.used) {
+            let later = chosen[comptime!(usize::min(slot + AHEAD, s.used - 1))];
+            coming.push(fetch_rows(routed, later, per_plane));
         }
+        let held = coming.index_mut(slot);
+        let from = chosen[slot];
+        dot_held(routed, held, hidden, tables, staged, from, &index, 0usize, &mut acc, per_plane, 1usize);
     }
     acc
 }

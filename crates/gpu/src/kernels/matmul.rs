@@ -6,7 +6,7 @@
 //! row's result is does not depend on the other rows of the tile, nor on the tile's size.
 
 use super::dot::{Eight, Weights};
-use super::tables::Tables;
+use super::tables::Grid;
 use super::units::{Sums, column_of, multiply, row_of, store_sum, zero_sums};
 use super::unpack::{Stored, fetch, store_weights};
 use crate::layout::Format;
@@ -110,7 +110,7 @@ pub fn product(
     #[comptime] pair: bool,
 ) -> Sums {
     let iq2 = comptime!(first.format == Format::Iq2 || second.format == Format::Iq2);
-    let tables = Tables::load(words, iq2);
+    let grid = Grid::load(words, iq2);
     let mut a = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.rows * t.pitch()));
     let mut b = Shared::<[Eight]>::new_slice(comptime!(t.buffers * t.columns * t.pitch()));
     let mut sums = zero_sums(t);
@@ -124,7 +124,7 @@ pub fn product(
     let (formats, steps) = (comptime!((first.format, second.format)), comptime!(t.depth / t.side));
     if comptime!(t.buffers == 2) {
         store_input(&input, &mut a, 0usize, t);
-        store_chunks(&one, &other, &tables, 0usize, &mut b, 0usize, comptime!((0, t.depth / 16)), formats, t);
+        store_chunks(&one, &other, &grid, 0usize, &mut b, 0usize, comptime!((0, t.depth / 16)), formats, t);
         let next = comptime!(usize::min(1, slices - 1)).runtime();
         fetch_slice(
             x, starts, first, first_row, second, second_row, last, next, &mut one, &mut other, &mut input, t,
@@ -142,7 +142,7 @@ pub fn product(
                     if comptime!(chunks.0 == 0) {
                         store_input(&input, &mut a, free, t);
                     }
-                    store_chunks(&one, &other, &tables, slice + 1, &mut b, free, chunks, formats, t);
+                    store_chunks(&one, &other, &grid, slice + 1, &mut b, free, chunks, formats, t);
                 }
             }
             let next = usize::min(slice + 2, comptime!(slices - 1));
@@ -157,7 +157,7 @@ pub fn product(
             sync_cube();
             store_input(&input, &mut a, 0usize, t);
             let all = comptime!((0, t.depth / 16));
-            store_chunks(&one, &other, &tables, slice, &mut b, 0usize, all, formats, t);
+            store_chunks(&one, &other, &grid, slice, &mut b, 0usize, all, formats, t);
             sync_cube();
             let next = usize::min(slice + 1, comptime!(slices - 1));
             fetch_slice(
@@ -178,7 +178,7 @@ pub fn product(
 fn store_chunks(
     one: &Stored,
     other: &Stored,
-    tables: &Tables,
+    grid: &Grid,
     slice: usize,
     b: &mut Shared<[Eight]>,
     buffer: usize,
@@ -188,9 +188,9 @@ fn store_chunks(
 ) {
     let (odd, depth) = (slice % 2 == 1, comptime!(t.depth));
     let (first, pitch) = (buffer * comptime!(t.columns), comptime!(t.pitch()));
-    store_weights(one, tables, odd, b, first, chunks, comptime!(formats.0), depth, pitch);
+    store_weights(one, grid, odd, b, first, chunks, comptime!(formats.0), depth, pitch);
     if comptime!(t.columns > UNITS) {
-        store_weights(other, tables, odd, b, first + UNITS, chunks, comptime!(formats.1), depth, pitch);
+        store_weights(other, grid, odd, b, first + UNITS, chunks, comptime!(formats.1), depth, pitch);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Matrix times few rows: one plane a row of weights, all matrices of one input in one launch.
 
 use super::common::store_four;
-use super::dot::{Four, Input, Output, Weights, dot_rows};
+use super::dot::{Four, Input, Output, Weights, dot_held, dot_rows, fetch_rows, one_turn};
 use super::tables::{Staged, Tables};
 use crate::layout::Format;
 use cubecl::prelude::*;
@@ -83,7 +83,14 @@ fn project_rows(x: &Input, job: &mut Job, tables: &Tables, row: usize, n: u32, #
         acc[i] = 0.0f32;
     }
     let offset = (row / comptime!(job.group)) * comptime!(job.weights.input);
-    dot_rows(&job.weights, x, tables, &Staged::none(x), row, &index, offset, &mut acc, per_plane, columns);
+    let w = &job.weights;
+    if comptime!(one_turn(w.format, w.input, w.plane)) {
+        dot_rows(w, x, tables, row, &index, offset, &mut acc, per_plane, columns);
+    } else {
+        let mut held = fetch_rows(w, row, per_plane);
+        let none = Staged::none(x);
+        dot_held(w, &mut held, x, tables, &none, row, &index, offset, &mut acc, per_plane, columns);
+    }
     #[unroll]
     for c in 0..columns {
         #[unroll]
@@ -174,18 +181,7 @@ pub fn cube_products(
         acc[i] = 0.0f32;
     }
     if own < per_cube {
-        dot_rows(
-            weights,
-            x,
-            tables,
-            &Staged::none(x),
-            first + own,
-            &index,
-            offset,
-            &mut acc,
-            per_plane,
-            columns,
-        );
+        dot_rows(weights, x, tables, first + own, &index, offset, &mut acc, per_plane, columns);
     }
     #[unroll]
     for c in 0..columns {

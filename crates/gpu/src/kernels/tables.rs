@@ -1,24 +1,51 @@
 //! What products of a plane a row have in shared memory.
 //!
-//! The grid of IQ2_XXS, from `ds4-quant`. Signs are worked out: looking them up would double the traffic on shared
-//! memory, which is what bounds these products.
+//! The grid of IQ2_XXS, from `ds4-quant`. Each of its magnitudes is one of three, so that eight fit a word: where a device
+//! picks bytes by nibbles, that word and the signs choose eight weights in two instructions, and copies of the words keep
+//! lanes out of each other's banks. Elsewhere it holds the magnitudes themselves.
 //!
 //! Rows of activations, where weights come 64 to a vector: lanes side by side then read activations 64 bytes apart, every
 //! other one from another line of the cache.
 
 use super::dot::{Input, Quad};
+use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 use ds4_quant::IQ2XXS_GRID;
 
-/// The grid, as a kernel sees it. Empty where no format needs it.
+/// Copies of the words of levels: neighbouring lanes read different ones.
+const COPIES: usize = 4;
+/// Bytes of shared memory of the tables, at most.
+pub const TABLES_BYTES: usize = 4 * 256 * COPIES;
+/// The three magnitudes by level, and the negative ones.
+const LEVELS: [u32; 2] = [0x002b_1908, 0x00d5_e7f8];
+
+/// The grid for the matrix units: eight magnitudes a code. Empty where no format needs it.
 #[derive(CubeType)]
-pub struct Tables {
-    /// Eight magnitudes a code.
-    pub grid: Shared<[Vector<u32, Const<2>>]>,
+pub struct Grid {
+    /// Two words a code.
+    pub eights: Shared<[Vector<u32, Const<2>>]>,
 }
 
-/// Words of the grid: 256 pairs of four magnitudes each.
+/// The grid for products of a plane a row.
+#[derive(CubeType)]
+pub struct Tables {
+    grid: Grid,
+    /// Eight levels a code, nibbles of a word, in copies.
+    levels: Shared<[u32]>,
+    /// [`LEVELS`], in registers: a compiler that knew the values would load them for every use.
+    values: Vector<u32, Const<2>>,
+    /// Which of the two it is.
+    #[cube(comptime)]
+    picks: bool,
+}
+
+/// Words of the tables: 256 pairs of four magnitudes each, then 256 of levels, then what these are.
 pub fn words() -> Vec<u32> {
+    let levels = IQ2XXS_GRID.iter().map(|g| (0..).zip(g).map(|(i, m)| u32::from(m >> 4) << (4 * i)).sum());
+    pairs().into_iter().chain(levels).chain(LEVELS).collect()
+}
+
+fn pairs() -> Vec<u32> {
     let pairs = IQ2XXS_GRID.iter().flat_map(|g| {
         let (a, b) = g.split_at(4);
         [a, b].map(|h| u32::from_le_bytes([h[0], h[1], h[2], h[3]]))
@@ -26,27 +53,107 @@ pub fn words() -> Vec<u32> {
     pairs.collect()
 }
 
-/// The same with the middle bytes of each word exchanged: bytes 0 and 2 are a pair, 1 and 3 the next.
+/// The pairs with the middle bytes of each word exchanged: bytes 0 and 2 are a pair, 1 and 3 the next.
 pub fn pair_words() -> Vec<u32> {
-    words().into_iter().map(|w| w & 0xff00_00ff | (w & 0xff00) << 8 | (w >> 8) & 0xff00).collect()
+    pairs().into_iter().map(|w| w & 0xff00_00ff | (w & 0xff00) << 8 | (w >> 8) & 0xff00).collect()
+}
+
+/// Whether kernels can pick bytes by nibbles.
+fn picks(device: &DeviceProperties) -> bool {
+    // Only where kernels are compiled to PTX are there loads of the matrix units' tiles.
+    !device.features.matmul.ldmatrix.is_empty()
 }
 
 #[cube]
-impl Tables {
+impl Grid {
     /// Loads it into shared memory; the whole cube takes part.
-    pub fn load(words: &[Vector<u32, Const<2>>], #[comptime] needed: bool) -> Tables {
-        let mut grid =
+    pub fn load(words: &[Vector<u32, Const<2>>], #[comptime] needed: bool) -> Grid {
+        let mut eights =
             Shared::<[Vector<u32, Const<2>>]>::new_slice(comptime!(if needed { 256usize } else { 1usize }));
         if comptime!(needed) {
             let mut i = UNIT_POS as usize;
             while i < 256 {
-                grid[i] = words[i];
+                eights[i] = words[i];
                 i += CUBE_DIM as usize;
             }
             sync_cube();
         }
-        Tables { grid }
+        Grid { eights }
     }
+}
+
+#[cube]
+impl Tables {
+    /// Loads them into shared memory; the whole cube takes part.
+    pub fn load(words: &[Vector<u32, Const<2>>], #[comptime] needed: bool) -> Tables {
+        let device = comptime::device_properties().comptime();
+        let picks = comptime!(needed && picks(&device));
+        let mut levels = Shared::<[u32]>::new_slice(comptime!(if picks { 256 * COPIES } else { 1usize }));
+        if comptime!(picks) {
+            // A unit's words are on their way before it waits for one.
+            let mut i = UNIT_POS as usize;
+            while i < comptime!(128 * COPIES) {
+                let next = usize::min(i + CUBE_DIM as usize, comptime!(128 * COPIES - 1));
+                let (one, other) = (words[256 + i / COPIES], words[256 + next / COPIES]);
+                lay(&mut levels, i, one);
+                lay(&mut levels, next, other);
+                i += 2 * CUBE_DIM as usize;
+            }
+            sync_cube();
+        }
+        let values = words[384];
+        Tables {
+            grid: Grid::load(words, comptime!(needed && !picks)),
+            levels,
+            values,
+            picks: comptime!(picks),
+        }
+    }
+
+    /// The eight weights of code `v` of a group, int8: two words.
+    pub fn eight(&self, codes: u32, signs: u32, #[comptime] v: usize) -> (u32, u32) {
+        if comptime!(self.picks) {
+            let code = pick(codes, 0u32, comptime!(0x4440 + v as u32)) as usize;
+            let levels = self.levels[code * COPIES + UNIT_POS as usize % COPIES];
+            // The third bit of a nibble chooses among the negative ones.
+            let minus =
+                (signs << comptime!(2u32.saturating_sub(v as u32))) >> comptime!(v.saturating_sub(2) as u32);
+            let by = levels | (minus & 0x4444_4444);
+            let (plus, minus) = (self.values.extract(0usize), self.values.extract(1usize));
+            (pick(plus, minus, by), pick(plus, minus, by >> 16))
+        } else {
+            let code = ((codes >> comptime!(8 * v as u32)) & 255) as usize;
+            let magnitudes = self.grid.eights[code];
+            let low = signed(magnitudes.extract(0usize), signs >> comptime!(v as u32));
+            (low, signed(magnitudes.extract(1usize), signs >> comptime!(16 + v as u32)))
+        }
+    }
+}
+
+/// Lays a pair of words where its `i`th copy of all pairs' goes.
+#[cube]
+fn lay(levels: &mut Shared<[u32]>, i: usize, pair: Vector<u32, Const<2>>) {
+    let at = i / COPIES * comptime!(2 * COPIES) + i % COPIES;
+    levels[at] = pair.extract(0usize);
+    levels[at + COPIES] = pair.extract(1usize);
+}
+
+/// Four of the eight bytes of two words, by the lowest four nibbles of `by`.
+#[cube]
+fn pick(low: u32, high: u32, by: u32) -> u32 {
+    let out: u32;
+    gpu_asm!("prmt.b32 {}, {}, {}, {};", out(_) out, in(_) low, in(_) high, in(_) by, options(pure, nomem));
+    out
+}
+
+/// Four signed bytes: magnitudes, negated where the lowest bits of the lowest four nibbles of `signs` are ones.
+#[cube]
+fn signed(magnitudes: u32, signs: u32) -> u32 {
+    let nibbles = signs & 0x1111;
+    let pairs = (nibbles | (nibbles << 8)) & 0x0011_0011;
+    let minus = (pairs | (pairs << 4)) & 0x0101_0101;
+    // Two's complement of each byte: no carry crosses bytes, since no magnitude is zero.
+    (magnitudes ^ (minus * 255)) + minus
 }
 
 /// Rows of int8 activations in shared memory. After every four vectors one is left out, so that lanes which read every

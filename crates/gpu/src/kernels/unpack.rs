@@ -2,7 +2,7 @@
 
 use super::dot::{Eight, Four, Quad, Weights};
 use super::matmul::UNITS;
-use super::tables::Tables;
+use super::tables::Grid;
 use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
@@ -79,7 +79,7 @@ pub fn fetch(
             to.scales[i] = f32::cast_from(w.scales.index(0usize)[place / 2]);
         }
     }
-    if comptime!(w.format.sub_bytes(w.input) > 0 || w.format == Format::Iq2) {
+    if comptime!(w.format.sub_bytes(w.input) > 0) {
         let row = usize::min(first + UNIT_POS as usize, last);
         fetch_scales(w, row, slice, to, depth);
     }
@@ -102,6 +102,10 @@ fn fetch_scales(w: &Weights, row: usize, slice: usize, to: &mut Stored, #[compti
         }
     }
     match comptime!(w.format) {
+        Format::Iq2 => {
+            let group = slice * comptime!(depth / 32) % 8;
+            to.sub[0] = w.sub.index(0usize)[block] >> (4 * group) as u32;
+        }
         Format::Q2K => to.sub[0] = w.sub.index(0usize)[place],
         Format::Q4K => {
             let (word, shift) = (4 * block + start / 4 % 2, (8 * (start % 4)) as u32);
@@ -157,18 +161,22 @@ fn pair_of(value: f32) -> Two {
     Two::new(f16::cast_from(value))
 }
 
-/// Eight sign bits of the seven stored ones: the last makes the number of minus signs even.
+/// Bit `from` of a word, where bit `to` is to be.
 #[cube]
-fn eight_signs(stored: u32) -> u32 {
-    let seven = stored & 127;
-    seven | ((seven.count_ones() & 1) << 7)
+fn moved(word: u32, #[comptime] from: u32, #[comptime] to: u32) -> u32 {
+    let bit = comptime!(1u32 << to);
+    if comptime!(from < to) {
+        (word << comptime!(to.saturating_sub(from))) & bit
+    } else {
+        (word >> comptime!(from.saturating_sub(to))) & bit
+    }
 }
 
 /// Weights `16 * chunk ..` of a slice as f16, two quads; of the second half of a quad where that is `odd`.
 #[cube]
 fn decode(
     from: &Stored,
-    tables: &Tables,
+    grid: &Grid,
     odd: bool,
     #[comptime] chunk: usize,
     #[comptime] format: Format,
@@ -197,26 +205,27 @@ fn decode(
             out[1] = from.quads[comptime!(2 * chunk + 1)];
         }
         Format::Iq2 => {
-            // Codes of four eights, then their signs and a scale; twice in a quad.
+            // Codes of four eights, then their signs; twice in a quad.
             let quad = from.quads[0];
             let group = comptime!(chunk / 2);
             let mut codes = quad.extract(comptime!(2 * group));
-            let mut aux = quad.extract(comptime!(2 * group + 1));
+            let mut signs = quad.extract(comptime!(2 * group + 1));
             if comptime!(halves) {
                 codes = select(odd, quad.extract(2usize), codes);
-                aux = select(odd, quad.extract(3usize), aux);
+                signs = select(odd, quad.extract(3usize), signs);
             }
-            let scale = pair_of(from.scales[0] * 0.125f32 * f32::cast_from(2 * (aux >> 28) + 1));
+            let sub = (from.sub[0] >> comptime!(4 * group as u32)) & 15;
+            let scale = pair_of(from.scales[0] * 0.125f32 * f32::cast_from(2 * sub + 1));
             #[unroll]
             for i in 0..2usize {
                 let eight = comptime!(2 * (chunk % 2) as u32 + i as u32);
-                let magnitudes = tables.grid[((codes >> comptime!(8 * eight)) & 255) as usize];
-                // Two copies of the signs, so that one shift brings two of them to the tops of two halves.
-                let signs = eight_signs(aux >> comptime!(7 * eight)) * 0x8001;
+                let magnitudes = grid.eights[((codes >> comptime!(8 * eight)) & 255) as usize];
                 let mut q = Quad::empty();
                 #[unroll]
                 for j in 0..4usize {
-                    let flip = (signs << comptime!(15 - 2 * j as u32)) & 0x8000_8000;
+                    // To the tops of two halves.
+                    let sign = comptime!(8 * j as u32 + eight);
+                    let flip = moved(signs, sign, 15u32) | moved(signs, comptime!(sign + 4), 31u32);
                     let two = magnitudes.extract(comptime!(j / 2)) >> comptime!(8 * (j as u32 % 2));
                     let magnitude = two_of((two & 0x00ff_00ff) | 0x6400_6400) - pair_of(1024.0f32);
                     q.insert(j, word_of(two_of(word_of(magnitude) ^ flip) * scale));
@@ -257,7 +266,7 @@ fn decode(
 #[cube]
 pub fn store_weights(
     from: &Stored,
-    tables: &Tables,
+    grid: &Grid,
     odd: bool,
     b: &mut Shared<[Eight]>,
     first_row: usize,
@@ -268,7 +277,7 @@ pub fn store_weights(
 ) {
     #[unroll]
     for chunk in comptime!(chunks.0)..comptime!(chunks.1) {
-        let decoded = decode(from, tables, odd, chunk, format, depth);
+        let decoded = decode(from, grid, odd, chunk, format, depth);
         let (row, place) = place_of(chunk, format, depth);
         let at = (first_row + row) * pitch + 2 * place;
         b[at] = Eight::reinterpret(decoded[0]);

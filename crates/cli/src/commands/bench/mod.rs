@@ -20,12 +20,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         Some(synthetic) => synthetic.model()?,
         None => load::open(args.model.model.as_deref())?,
     };
-    let reads = Reads::of(&file, &Shape::from_gguf(&file)?);
-    let (context, sessions) = match args.table {
-        true => (table::context(args), 1),
-        false => (args.prompt.max(1) + args.gen_tokens, 2),
+    let shape = Shape::from_gguf(&file)?;
+    let reads = Reads::of(&file, &shape);
+    let wants = match args.table {
+        true => table::wants(args, &shape),
+        false => Wants { sessions: 2, ..Wants::session(args.prompt.max(1) + args.gen_tokens) },
     };
-    let wants = Wants { sessions, ..Wants::session(context) };
     load::with_engine(&file, &args.model, wants, Bench { args, reads })
 }
 

@@ -2,9 +2,12 @@
 
 use super::{Decode, Meter, WARM_UP, session_of, sync, tokens};
 use crate::args::BenchArgs;
-use crate::device::{Description, Device};
+use crate::device::{Description, Device, GPU_ROWS};
+use crate::load::Wants;
 use crate::{Result, ui};
 use ds4_engine::{Engine, Work};
+use ds4_model::Shape;
+use ds4_model::cache::Layout;
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -30,11 +33,27 @@ struct Table {
 }
 
 /// Tokens that the longest session needs.
-pub(super) fn context(args: &BenchArgs) -> usize {
+fn longest(args: &BenchArgs) -> usize {
     let longest = args.prefills.iter().chain(&args.contexts).copied().max().unwrap_or(1);
     // Every context is decoded at, on the way to the longest.
     let steps = (args.contexts.len() + 1) * (args.gen_tokens + WARM_UP);
     longest.max(BATCH_CONTEXT) + steps
+}
+
+/// Tokens that a session of a batch needs.
+fn batch_context(args: &BenchArgs) -> usize {
+    BATCH_CONTEXT + args.gen_tokens + WARM_UP
+}
+
+/// What there must be room for: the long session, or those of the largest batch, whichever take more.
+pub(super) fn wants(args: &BenchArgs, shape: &Shape) -> Wants {
+    let batch = args.batches.iter().copied().max().unwrap_or(1).max(1);
+    let batched = Wants { sessions: batch, ..Wants::session(batch_context(args)) };
+    let long = Wants::session(longest(args));
+    let bytes = |w: &Wants| {
+        Layout::new(shape, w.kv, false, w.context, GPU_ROWS).bytes().saturating_mul(w.sessions as u64)
+    };
+    if bytes(&batched) > bytes(&long) { batched } else { long }
 }
 
 pub(super) fn run<B: Device>(
@@ -51,14 +70,20 @@ pub(super) fn run<B: Device>(
         decode: Vec::new(),
         batches: Vec::new(),
     };
+    // Lines appear as they are measured: all of them take minutes.
+    if !args.json {
+        print_heading(&table);
+    }
     one_session(args, engine, meter, &mut table)?;
     for &n in &args.batches {
-        table.batches.push(batch(args, engine, meter, n.max(1))?);
+        let decode = batch(args, engine, meter, n.max(1))?;
+        if !args.json {
+            print_decode(&format!("decode of {} sessions", decode.sessions), &decode);
+        }
+        table.batches.push(decode);
     }
     if args.json {
         println!("{}", serde_json::to_string(&table)?);
-    } else {
-        print(&table);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -81,7 +106,7 @@ fn one_session<B: Device>(
     meter: &Meter,
     table: &mut Table,
 ) -> Result<()> {
-    let context = context(args);
+    let context = longest(args);
     let all = tokens(context, engine.shape().vocab);
     let mut session = session_of(engine, context)?;
     let mut lengths: Vec<usize> = args.prefills.iter().chain(&args.contexts).copied().collect();
@@ -99,7 +124,11 @@ fn one_session<B: Device>(
             prefilled += missing;
         }
         if args.prefills.contains(&n) {
-            table.prefill.push(Prefill { tokens: n, tps: prefilled as f64 / seconds });
+            let prefill = Prefill { tokens: n, tps: prefilled as f64 / seconds };
+            if !args.json {
+                bar.suspend(|| print_prefill(&prefill));
+            }
+            table.prefill.push(prefill);
         }
         if args.contexts.contains(&n) {
             let at = session.tokens().len();
@@ -111,7 +140,11 @@ fn one_session<B: Device>(
                 engine.step(&mut session, token)?;
             }
             let seconds = start.elapsed().as_secs_f64();
-            table.decode.push(meter.decode(engine, 1, n, args.gen_tokens, seconds));
+            let decode = meter.decode(engine, 1, n, args.gen_tokens, seconds);
+            if !args.json {
+                bar.suspend(|| print_decode("decode", &decode));
+            }
+            table.decode.push(decode);
         }
         bar.set_position(n as u64);
     }
@@ -124,11 +157,11 @@ fn batch<B: Device>(args: &BenchArgs, engine: &mut Engine<B>, meter: &Meter, n: 
     let steps = args.gen_tokens + WARM_UP;
     let all = tokens(BATCH_CONTEXT + n * steps, engine.shape().vocab);
     let (prompt, next) = all.split_at(BATCH_CONTEXT);
-    let mut sessions = vec![session_of(engine, BATCH_CONTEXT + steps)?];
+    let mut sessions = vec![session_of(engine, batch_context(args))?];
     sync(engine, &mut sessions[0], prompt)?;
     let prefilled = engine.snapshot(&mut sessions[0])?;
     for _ in 1..n {
-        let mut session = session_of(engine, BATCH_CONTEXT + steps)?;
+        let mut session = session_of(engine, batch_context(args))?;
         engine.restore(&mut session, &prefilled)?;
         sessions.push(session);
     }
@@ -145,23 +178,17 @@ fn batch<B: Device>(args: &BenchArgs, engine: &mut Engine<B>, meter: &Meter, n: 
     Ok(meter.decode(engine, n, BATCH_CONTEXT, args.gen_tokens, seconds))
 }
 
-fn print(table: &Table) {
+fn print_heading(table: &Table) {
     let bandwidth = table.bandwidth.map_or(String::new(), |b| format!(", reads {:.0} GB/s", b / 1e9));
     println!("{}{bandwidth}\n", table.device);
-    println!("{:24} {:>10}", "prefill", "t/s");
-    for p in &table.prefill {
-        println!("{:>17} tokens {:10.2}", p.tokens, p.tps);
-    }
-    println!("\n{:24} {:>10} {:>9}  a step reads, of bandwidth", "decode at context", "t/s", "ms/step");
-    let line = |what: String, d: &Decode| {
-        let step = 1e3 * d.sessions as f64 / d.tps;
-        println!("{what:>24} {:10.2} {step:9.2}  {}", d.tps, d.traffic());
-    };
-    for d in &table.decode {
-        line(format!("{} tokens", d.context), d);
-    }
-    println!("\n{:24} {:>10} {:>9}", format!("decode at {BATCH_CONTEXT} tokens"), "t/s", "ms/step");
-    for d in &table.batches {
-        line(format!("{} sessions", d.sessions), d);
-    }
+    println!("{:24} {:>9} {:>10} {:>9}  a step reads, of bandwidth", "", "context", "t/s", "ms/step");
+}
+
+fn print_prefill(p: &Prefill) {
+    println!("{:24} {:9} {:10.2}", "prefill", p.tokens, p.tps);
+}
+
+fn print_decode(what: &str, d: &Decode) {
+    let step = 1e3 * d.sessions as f64 / d.tps;
+    println!("{what:24} {:9} {:10.2} {step:9.2}  {}", d.context, d.tps, d.traffic());
 }
