@@ -63,7 +63,12 @@ pub(crate) fn open(model: Option<&Path>) -> Result<Gguf> {
     Ok(Gguf::from_static(nano)?)
 }
 
-/// Bytes that a file's tensors take on a GPU.
+/// Bytes of a file's tensors.
+pub(crate) fn file_bytes(file: &Gguf) -> u64 {
+    file.tensors().iter().map(|t| t.bytes).sum()
+}
+
+/// Bytes that they take on a GPU.
 pub(crate) fn gpu_bytes(file: &Gguf, exact: bool) -> u64 {
     file.tensors().iter().map(|t| gpu::tensor_bytes(&t.name, t.ty, &t.dims, exact)).sum()
 }
@@ -79,7 +84,7 @@ pub(crate) fn with_engine(
     let draft = args.mtp.as_ref().map(Gguf::open).transpose()?;
     let shape = Shape::from_gguf(file)?;
     let files = || std::iter::once(file).chain(&draft);
-    let in_files: u64 = files().flat_map(Gguf::tensors).map(|t| t.bytes).sum();
+    let in_files: u64 = files().map(file_bytes).sum();
     let sizing = Sizing {
         shape: &shape,
         weights: files().map(|f| gpu_bytes(f, wants.exact)).sum(),

@@ -13,7 +13,7 @@ pub(crate) fn devices() -> Vec<GpuInfo> {
 }
 
 pub(crate) fn tensor_bytes(_: &str, ty: TensorType, dims: &[u64], _exact: bool) -> u64 {
-    dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes()
+    ty.bytes_of(dims.iter().product())
 }
 
 pub(crate) fn open(

@@ -34,7 +34,7 @@ fn panel(n: usize) -> Panel {
 
 /// Rows of random blocks; the bits of scales are cleared so that no sum becomes NaN.
 fn rows(ty: TensorType) -> (Vec<u8>, usize) {
-    let row = (WIDTH as u64 / ty.block_len() * ty.block_bytes()) as usize;
+    let row = ty.bytes_of(WIDTH as u64) as usize;
     let mut state = 1u32;
     let mut bytes: Vec<u8> = (0..BYTES / row * row)
         .map(|_| {

@@ -130,6 +130,11 @@ impl<B: Backend> Engine<B> {
         self.model.weights.mtp.is_some()
     }
 
+    /// Most rows of a pass.
+    pub fn max_rows(&self) -> usize {
+        self.options.max_rows
+    }
+
     /// The layout of a session of `context` tokens.
     pub fn layout(&self, context: usize) -> Layout {
         Layout::new(&self.model.shape, self.options.kv, self.has_draft(), context, self.options.max_rows)

@@ -102,6 +102,11 @@ impl TensorType {
         self.entry().4
     }
 
+    /// Bytes of whole blocks with so many elements together.
+    pub fn bytes_of(self, elements: u64) -> u64 {
+        (elements / self.block_len()).saturating_mul(self.block_bytes())
+    }
+
     /// The type of a number in a file.
     pub fn from_id(id: u32) -> Option<Self> {
         TABLE.iter().find(|t| t.1 == id).map(|t| t.0)

@@ -148,7 +148,7 @@ pub(crate) fn pack(
     count: usize,
     out: &mut Packed,
 ) -> Result<(), BackendError> {
-    let row_bytes = input / tensor.ty().block_len() as usize * tensor.ty().block_bytes() as usize;
+    let row_bytes = tensor.ty().bytes_of(input as u64) as usize;
     let bytes = &tensor.bytes()[first * row_bytes..(first + count) * row_bytes];
     let (q, s, b) = (format.quant_bytes(input), 2 * format.scales(input), format.sub_bytes(input));
     out.quants.resize(count * q, 0);
@@ -289,6 +289,66 @@ fn pack_q4k(blocks: &[BlockQ4K], out: RowOut<'_>) {
         *scale = [block.d[0], block.d[1], block.dmin[0], block.dmin[1]];
         for g in 0..8 {
             (sub[g], sub[8 + g]) = scale_min(&block.scales, g);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ds4_gguf::{Gguf, Metadata, Part};
+    use std::sync::Arc;
+
+    fn file(name: &str, ty: TensorType, dims: &[u64], data: Vec<u8>) -> Gguf {
+        let part = Part { name: name.into(), dims: dims.to_vec(), ty, data: Arc::new(data) };
+        Gguf::from_parts("one tensor", Metadata::default(), vec![part]).unwrap()
+    }
+
+    #[test]
+    fn bytes_are_those_of_packed_rows() {
+        let types = [TensorType::F32, TensorType::F16, TensorType::Bf16, TensorType::Q8_0, TensorType::Mxfp4];
+        let (input, rows) = (512, 3);
+        for ty in types.into_iter().chain([TensorType::Iq2Xxs, TensorType::Q2K, TensorType::Q4K]) {
+            for (name, exact) in
+                [("a", false), ("a", true), ("token_embd.weight", false), ("hc_attn_fn", false)]
+            {
+                let data = vec![127; ty.bytes_of(rows * input) as usize];
+                let file = file(name, ty, &[input, rows], data);
+                let format = Format::of_tensor(name, ty, exact).unwrap();
+                let mut packed = Packed::default();
+                let tensor = file.tensor(name).unwrap();
+                pack(&tensor, format, input as usize, 0, rows as usize, &mut packed).unwrap();
+                let bytes = packed.quants.len() + packed.scales.len() + packed.sub.len();
+                assert_eq!(
+                    tensor_bytes(name, ty, &[input, rows], exact),
+                    bytes as u64,
+                    "{name} {ty:?} {exact}"
+                );
+            }
+        }
+        assert_eq!(tensor_bytes("norm", TensorType::F32, &[input], false), 4 * input);
+    }
+
+    #[test]
+    fn packed_iq2_has_the_weights_of_its_blocks() {
+        let mut block = BlockIq2Xxs { d: half::f16::ONE.to_le_bytes(), groups: [[0; 8]; 8] };
+        let mut state = 1u32;
+        for byte in block.groups.as_flattened_mut() {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = (state >> 24) as u8;
+        }
+        let mut expected = [0.0; 256];
+        dequantize_row(TensorType::Iq2Xxs, bytemuck::bytes_of(&block), &mut expected).unwrap();
+        let (mut quants, mut scales, mut sub) = ([0; 64], [0; 2], [0; 4]);
+        pack_iq2(&[block], RowOut { quants: &mut quants, scales: &mut scales, sub: &mut sub });
+        let word = |at: usize| u32::from_le_bytes(*quants[at..].first_chunk().unwrap());
+        for (i, &expected) in expected.iter().enumerate() {
+            let (group, v, j) = (i / 32, i / 8 % 4, i % 8);
+            let magnitude = ds4_quant::IQ2XXS_GRID[quants[8 * group + v] as usize][j];
+            let minus = (word(8 * group + 4) >> (4 * j + v)) & 1 == 1;
+            let scale = 0.125 * (2 * ((u32::from_le_bytes(sub) >> (4 * group)) & 15) + 1) as f32;
+            let weight = scale * f32::from(magnitude) * if minus { -1.0 } else { 1.0 };
+            assert_eq!(weight, expected, "weight {i}");
         }
     }
 }

@@ -76,7 +76,7 @@ fn run(client: &Client, file: &Gguf, draft: Option<&Gguf>, exact: bool, formats:
 
 /// A tensor of zeros.
 fn zeros(name: String, ty: TensorType, dims: Vec<u64>) -> Part {
-    let bytes = dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes();
+    let bytes = ty.bytes_of(dims.iter().product());
     Part { name, dims, ty, data: Arc::new(vec![0; bytes as usize]) }
 }
 
@@ -221,4 +221,28 @@ fn every_kernel_compiles_for_metal() {
     let launched: BTreeSet<_> = kernels.iter().map(|k| k.path.clone()).collect();
     wrong.extend(declared().difference(&launched).map(|path| format!("{path}: no pass here launches it")));
     assert!(wrong.is_empty(), "{} problems of {} kernels:\n{}", wrong.len(), kernels.len(), wrong.join("\n"));
+}
+
+/// Caches that take what was said when the backend was made lie together, whatever the device adds to each: else no pass
+/// could have them all.
+#[test]
+fn sessions_that_were_announced_make_one_pass() {
+    const SESSIONS: usize = 16;
+    let client = device::client();
+    let file = Synthetic::tiny(4).model().unwrap();
+    let shape = Shape::from_gguf(&file).unwrap();
+    let layout = Layout::new(&shape, KvFormat::Packed, false, 1 << 20, ROWS);
+    let kv_bytes = SESSIONS as u64 * layout.bytes();
+    // More than any backend keeps without being told.
+    assert!(kv_bytes > 256 << 20);
+    let devices = [DeviceInfo::of_client(Api::Metal, client)];
+    let mut gpu =
+        Gpu::new(&shape, &devices, Options { max_rows: ROWS, kv_bytes, ..Options::default() }).unwrap();
+    let model = Model::load(&mut gpu, &file, None).unwrap();
+    let mut pass = Pass::new(&mut gpu, &shape, ROWS).unwrap();
+    let mut stores: Vec<_> = (0..SESSIONS).map(|_| gpu.store(&layout).unwrap()).collect();
+    let mut logits = Logits::default();
+    let run = |store| Run { store, start: 0, tokens: &[1], want: Want::All };
+    let mut runs: Vec<_> = stores.iter_mut().map(run).collect();
+    pass.forward(&model, &mut gpu, &layout, &mut runs, &mut logits, &mut NoTap).unwrap();
 }

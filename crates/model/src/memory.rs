@@ -38,7 +38,7 @@ impl Needs {
 pub struct Sizing<'a> {
     /// Dimensions.
     pub shape: &'a Shape,
-    /// Bytes of all tensors, the draft block's included.
+    /// Bytes of all tensors as the device stores them, the draft block's included.
     pub weights: u64,
     /// How the cache is stored.
     pub format: KvFormat,

@@ -224,7 +224,7 @@ impl Synthetic {
 
     /// Bytes that all tensors would take in a file.
     pub fn bytes(&self) -> u64 {
-        self.bytes_as(|_, ty, dims| dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes())
+        self.bytes_as(|_, ty, dims| ty.bytes_of(dims.iter().product()))
     }
 
     /// The same where one of a name, type and dimensions takes `size`.
@@ -307,7 +307,7 @@ impl Random {
 
 /// Random blocks of a tensor, repeated to its size.
 fn fill(content: Content, ty: TensorType, dims: &[u64], experts: usize, random: &mut Random) -> Vec<u8> {
-    let total = (dims.iter().product::<u64>() / ty.block_len() * ty.block_bytes()) as usize;
+    let total = ty.bytes_of(dims.iter().product()) as usize;
     // A table repeats after whole rows.
     let unit = if content == Content::Table { 4 * dims[0] as usize } else { ty.block_bytes() as usize };
     let unique = total.min(UNIQUE / unit * unit);

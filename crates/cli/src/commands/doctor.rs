@@ -83,28 +83,25 @@ fn main_memory() -> Option<(u64, u64)> {
 /// Which contexts fit where.
 fn fitting(args: &DoctorArgs, main: Option<u64>, gpus: &[GpuInfo]) -> Result<()> {
     let named = args.model.as_deref().or_else(|| Some(Path::new(DEFAULT_FILE)).filter(|p| p.exists()));
-    let (shape, weights, draft) = match named {
+    let (shape, [on_disk, weights], draft) = match named {
         Some(path) => {
             let file = Gguf::open(path)?;
             println!("\nmemory for {}", file.source());
-            let weights = load::gpu_bytes(&file, false);
+            let weights = [load::file_bytes(&file), load::gpu_bytes(&file, false)];
             (Shape::from_gguf(&file)?, weights, file.tensor("mtp.0.e_proj.weight").is_some())
         }
         None => {
             println!("\nmemory for DeepSeek V4 Flash, the published 2-bit file (-m FILE for another)");
             let flash = Synthetic::flash(43);
-            (
-                Shape::from_gguf(&flash.header()?)?,
-                flash.bytes_as(|name, ty, dims| gpu::tensor_bytes(name, ty, dims, false)),
-                false,
-            )
+            let weights = flash.bytes_as(|name, ty, dims| gpu::tensor_bytes(name, ty, dims, false));
+            (Shape::from_gguf(&flash.header()?)?, [flash.bytes(), weights], false)
         }
     };
-    let sizing = |max_rows| {
+    let sizing = |weights, max_rows| {
         let format = KvFormat::Packed;
         Sizing { shape: &shape, weights, format, draft, max_rows, sessions: 1 }
     };
-    let (on_cpu, on_gpu) = (sizing(CPU_ROWS), sizing(GPU_ROWS));
+    let (on_cpu, on_gpu) = (sizing(on_disk, CPU_ROWS), sizing(weights, GPU_ROWS));
     for (name, context) in CONTEXTS {
         println!("  {name:>4}: {}", arithmetic(&on_gpu.needs(context)));
     }

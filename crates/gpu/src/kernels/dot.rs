@@ -193,7 +193,7 @@ fn fetch_turn(w: &Weights, held: &mut Held, first: usize, u: usize, #[comptime] 
 
 /// Adds to `acc[row * columns + column]` this lane's share of the products of `rows` rows of `w`, from `first`
 /// on, with `columns` rows of `x`: column `c` is row `index[c]` (of those staged, if there are any), from value `offset`
-/// on. In few registers, for large cubes.
+/// on. In few registers: for large cubes, and where a lane has one turn.
 #[cube]
 pub fn dot_rows(
     w: &Weights,

@@ -84,6 +84,7 @@ fn project_rows(x: &Input, job: &mut Job, tables: &Tables, row: usize, n: u32, #
     }
     let offset = (row / comptime!(job.group)) * comptime!(job.weights.input);
     let w = &job.weights;
+    // Registers that hold the first turn pay where another one follows.
     if comptime!(one_turn(w.format, w.input, w.plane)) {
         dot_rows(w, x, tables, row, &index, offset, &mut acc, per_plane, columns);
     } else {

@@ -101,7 +101,10 @@ impl Tables {
             }
             sync_cube();
         }
-        let values = words[384];
+        let mut values = Vector::<u32, Const<2>>::new(0u32);
+        if comptime!(picks) {
+            values = words[384];
+        }
         Tables {
             grid: Grid::load(words, comptime!(needed && !picks)),
             levels,

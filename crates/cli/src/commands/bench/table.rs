@@ -62,7 +62,7 @@ pub(super) fn run<B: Device>(
     device: &Description,
     meter: &Meter,
 ) -> Result<ExitCode> {
-    warm_up(engine)?;
+    warm_up(args, engine)?;
     let mut table = Table {
         device: device.clone(),
         bandwidth: meter.bandwidth,
@@ -88,9 +88,10 @@ pub(super) fn run<B: Device>(
     Ok(ExitCode::SUCCESS)
 }
 
-/// Pages are read, buffers grow, kernels are compiled.
-fn warm_up<B: Device>(engine: &mut Engine<B>) -> Result<()> {
-    let prompt = tokens(512, engine.shape().vocab);
+/// Pages are read, buffers grow, kernels are compiled: those of the largest passes, the second of which selects rows.
+fn warm_up<B: Device>(args: &BenchArgs, engine: &mut Engine<B>) -> Result<()> {
+    let length = longest(args).min(2 * engine.max_rows());
+    let prompt = tokens(length, engine.shape().vocab);
     let mut session = session_of(engine, prompt.len() + WARM_UP)?;
     sync(engine, &mut session, &prompt)?;
     for _ in 0..WARM_UP {
