@@ -138,7 +138,7 @@ impl Tokenizer {
         let find = |text: &str| by_text.get(text).copied().ok_or_else(|| Error::Marker(text.into()));
         let added = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&added);
         Ok(Tokenizer {
-            merges: merges(&entries.merges, &by_text)?,
+            merges: merges(&entries.merges, &by_text),
             added: added.map_err(|e| Error::Vocabulary(format!("added tokens: {e}")))?,
             bos: find(BOS)?,
             eos: find(EOS)?,
@@ -240,20 +240,20 @@ fn made(merges: &[String]) -> FxHashSet<String> {
     bytes.chain(merges.iter().map(|m| m.replacen(' ', "", 1))).collect()
 }
 
-fn merges(pairs: &[(String, String)], ids: &FxHashMap<String, u32>) -> Result<Merges, Error> {
+/// Merges by the ids of their parts. One whose parts or result are no tokens can never apply, as in files with a cut
+/// vocabulary: it is left out.
+fn merges(pairs: &[(String, String)], ids: &FxHashMap<String, u32>) -> Merges {
     let mut merges = Merges::with_capacity(pairs.len());
     let mut merged = String::new();
     for (rank, (a, b)) in pairs.iter().enumerate() {
         merged.clear();
         merged.push_str(a);
         merged.push_str(b);
-        let find = |text: &str| match ids.get(text) {
-            Some(&id) => Ok(id),
-            None => Err(Error::Vocabulary(format!("merge {rank} ({a:?} {b:?}): {text:?} is no token"))),
-        };
-        merges.add((find(a)?, find(b)?), rank as u32, find(&merged)?);
+        if let (Some(&a), Some(&b), Some(&both)) = (ids.get(a), ids.get(b), ids.get(&merged)) {
+            merges.add((a, b), rank as u32, both);
+        }
     }
-    Ok(merges)
+    merges
 }
 
 /// Whether an added token is special. The flag is not in the metadata, so this is the official list.

@@ -109,6 +109,21 @@ fn broken_vocabularies_are_refused_by_name() {
     assert!(message(r#"{"model":{"type":"Unigram","vocab":{},"merges":[]}}"#).contains("Unigram"));
 }
 
+/// Files with a cut vocabulary name merges of tokens that they lack.
+#[test]
+fn merges_that_can_never_apply_are_left_out() {
+    let printable = |b: &u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let bytes = (33..256).filter(printable).chain(256..256 + 68).filter_map(char::from_u32).map(String::from);
+    let tokens = bytes.chain(["ab", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"].map(String::from));
+    let vocab: serde_json::Map<String, Json> = tokens.zip(0u32..).map(|(t, i)| (t, Json::from(i))).collect();
+    let merges = ["b c", "x yz", "zz x", "a b"];
+    let file = serde_json::json!({"model": {"vocab": vocab, "merges": merges}});
+    let tokenizer = Tokenizer::from_json(file.to_string().as_bytes()).unwrap();
+    let id = |text: &str| vocab[text].as_u64().unwrap() as u32;
+    assert_eq!(tokenizer.encode("abc", Mode::Plain), [id("ab"), id("c")]);
+    assert_eq!(tokenizer.encode("xyz", Mode::Plain), ["x", "y", "z"].map(id));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
