@@ -125,14 +125,13 @@ impl Stage {
         let per_plane = rows_per_plane(units, self.abilities.plane, 4, rows);
         let tables = routed.iter().chain([&&ffn.shared.down]).any(|m| m.format == Format::Iq2);
         let others = PRODUCTS_BYTES + joins + if tables { TABLES_BYTES } else { 0 };
-        let long = routed.iter().all(|m| matches!(m.format, Format::Iq2 | Format::Q2K));
+        let long = [Format::Iq2, Format::Q2K].iter().any(|f| routed.iter().all(|m| m.format == *f));
         Expert {
             hidden: self.shape.expert_width,
             width: self.shape.width,
             used: self.shape.experts_used,
             clamp: Real::new(ffn.clamp),
             per_plane,
-            at_once: per_plane,
             tables,
             staged: long && staged_bytes(x.0, x.1) + others <= self.abilities.shared,
         }
@@ -155,7 +154,7 @@ impl Stage {
         let planes = self.planes();
         let mut s = self.expert(ffn, &[gate, up], self.shape.expert_width, (1, x.stride), 0);
         if s.hidden.is_multiple_of(4) {
-            (s.per_plane, s.at_once) = (4, 2);
+            s.per_plane = 4;
         }
         let per_cube = planes * s.per_plane;
         // Blocks of the int8 form must not straddle cubes.
@@ -192,7 +191,7 @@ impl Stage {
                 hidden: self.scratch.hidden.input(),
                 down: Box::new([down.arg(), shared_down.arg()]),
                 ids: routes.ids.clone(),
-                s: Expert { per_plane: JOINED_ROWS, at_once: JOINED_ROWS, ..s },
+                s: Expert { per_plane: JOINED_ROWS, ..s },
             });
             return;
         }

@@ -109,11 +109,9 @@ impl Stage {
     /// Products of few rows that another product will want in int8, if their shape allows it.
     #[allow(unsafe_code)]
     fn quantized_products(&self, x: &Rows, w: &Matrix, out: &mut Rows, group: usize) -> bool {
-        // Cubes of a block of rows, with as many planes as there may be. Where it is the compiler that says how many
-        // units a kernel's registers allow, not the largest.
+        // Cubes of a block of rows, two of which find room at a time.
         let (plane, per_cube) = (self.abilities.plane, 32usize);
-        let most = if self.abilities.fragments { 1024 } else { 512 };
-        let units = (per_cube as u32 * plane).min(self.abilities.units).min(most);
+        let units = (per_cube as u32 * plane).min(self.abilities.units).min(512);
         let planes = (units / plane) as usize;
         let (columns, certain) = (columns(x.n), self.abilities.tile.is_some());
         if !certain

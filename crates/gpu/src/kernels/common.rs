@@ -1,19 +1,20 @@
 //! What many kernels share: sums over a cube, int8 forms of activations.
 
 use super::dot::{Form, Four, Output};
+use super::plane::{lane, plane, plane_total, planes};
 use cubecl::prelude::*;
 
 /// Sum over the cube, the same in every unit and for every plane size; `scratch` has room for a value a plane.
 #[cube]
 pub fn cube_sum(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
-    let sum = plane_sum(value);
+    let sum = plane_total(value);
     sync_cube();
-    if UNIT_POS_PLANE == 0 {
-        scratch[PLANE_POS as usize] = sum;
+    if lane() == 0 {
+        scratch[plane()] = sum;
     }
     sync_cube();
     let mut total = 0.0f32;
-    for i in 0..(CUBE_DIM / PLANE_DIM) as usize {
+    for i in 0..planes() {
         total += scratch[i];
     }
     total
@@ -22,13 +23,13 @@ pub fn cube_sum(value: f32, scratch: &mut Shared<[f32]>) -> f32 {
 /// The same without a loop, for use within one; `most` bounds the planes of a cube.
 #[cube]
 pub fn cube_sum_unrolled(value: f32, scratch: &mut Shared<[f32]>, #[comptime] most: usize) -> f32 {
-    let sum = plane_sum(value);
+    let sum = plane_total(value);
     sync_cube();
-    if UNIT_POS_PLANE == 0 {
-        scratch[PLANE_POS as usize] = sum;
+    if lane() == 0 {
+        scratch[plane()] = sum;
     }
     sync_cube();
-    let planes = (CUBE_DIM / PLANE_DIM) as usize;
+    let planes = planes();
     let mut total = 0.0f32;
     #[unroll]
     for i in 0..most {
@@ -107,7 +108,7 @@ pub fn quantize_four(out: &mut Output, row: usize, four: usize, value: Four, val
             out.scales[row * comptime!(out.stride / 32) + four / 8] = d;
         }
         if four % 4 == 0 {
-            out.sums[row * comptime!(out.stride / 16) + four / 4] = d * f32::cast_from(sum);
+            out.sums[row * comptime!(out.stride / 16) + four / 4] = sum;
         }
     }
 }

@@ -14,6 +14,8 @@
 //!
 //! The order of every sum depends on the row alone, never on how many rows of activations there are.
 
+use super::fetch::{Held, fetch_turn, load_x, room_for_turn};
+use super::plane::{lane, lanes};
 use super::tables::{Staged, Tables};
 use crate::layout::Format;
 use cubecl::prelude::*;
@@ -65,6 +67,11 @@ pub const fn one_turn(format: Format, input: usize, plane: usize) -> bool {
     plane > 0 && input / format.unit() == steps(format, input, plane) * plane
 }
 
+/// Whether rows are whole turns of a plane.
+pub const fn whole(format: Format, input: usize, plane: usize) -> bool {
+    plane > 0 && (input / format.unit()).is_multiple_of(plane)
+}
+
 /// Activations, in all forms that products want.
 #[derive(CubeType, CubeLaunch)]
 pub struct Input {
@@ -74,8 +81,8 @@ pub struct Input {
     pub quants: Box<[Quad]>,
     /// Its scales `[n, stride / 32]`.
     pub scales: Box<[f32]>,
-    /// Sums of each 16 quants, times the scale `[n, stride / 16]`.
-    pub sums: Box<[f32]>,
+    /// Sums of each 16 quants `[n, stride / 16]`.
+    pub sums: Box<[i32]>,
     /// Values from row to row.
     #[cube(comptime)]
     pub stride: usize,
@@ -90,8 +97,8 @@ pub struct Output {
     pub words: Box<[u32]>,
     /// Its scales `[n, stride / 32]`.
     pub scales: Box<[f32]>,
-    /// Sums of each 16 quants, times the scale `[n, stride / 16]`.
-    pub sums: Box<[f32]>,
+    /// Sums of each 16 quants `[n, stride / 16]`.
+    pub sums: Box<[i32]>,
     /// The same, f16.
     pub halves: Box<[Vector<f16, Const<4>>]>,
     /// Values from row to row.
@@ -115,82 +122,6 @@ pub enum Form {
     Both,
 }
 
-/// Weights of some units of some rows, on their way: all loads are under way before the first is waited for.
-#[derive(CubeType)]
-pub struct Held {
-    quads: Array<Quad>,
-    halves: Array<Eight>,
-    /// Two for each unit: its scale, and where the format has one, its minimum.
-    scales: Array<f16>,
-    /// Likewise within blocks.
-    sub: Array<u32>,
-}
-
-/// Room for a turn of a lane.
-#[cube]
-fn room(w: &Weights, #[comptime] rows: usize) -> Held {
-    let count = comptime!(steps(w.format, w.input, w.plane) * rows);
-    let half = comptime!(w.format == Format::F16);
-    Held {
-        quads: Array::<Quad>::new(comptime!(if half { 1 } else { count })),
-        halves: Array::<Eight>::new(comptime!(if half { count } else { 1 })),
-        scales: Array::<f16>::new(comptime!(2 * count)),
-        sub: Array::<u32>::new(comptime!(2 * count)),
-    }
-}
-
-/// A lane's first turn for `rows` rows of `w`, from `first` on.
-#[cube]
-pub fn fetch_rows(w: &Weights, first: usize, #[comptime] rows: usize) -> Held {
-    let mut held = room(w, rows);
-    let mut u = UNIT_POS_PLANE as usize;
-    if comptime!(!one_turn(w.format, w.input, w.plane)) {
-        // Lanes beyond the end of a short row fetch its last unit, for nothing.
-        u = usize::min(u, comptime!(w.input / w.format.unit() - 1));
-    }
-    fetch_turn(w, &mut held, first, u, rows);
-    held
-}
-
-/// Fetches units `u, u + PLANE_DIM, ...`: those of a lane's turn.
-#[cube]
-fn fetch_turn(w: &Weights, held: &mut Held, first: usize, u: usize, #[comptime] rows: usize) {
-    let count = comptime!(steps(w.format, w.input, w.plane) * rows);
-    let (format, units) = (comptime!(w.format), comptime!(w.input / w.format.unit()));
-    let half = comptime!(w.format == Format::F16);
-    #[unroll]
-    for i in 0..count {
-        let (row, u) = (first + comptime!(i % rows), u + comptime!(i / rows * w.plane));
-        let at = row * units + u;
-        if comptime!(half) {
-            held.halves[i] = w.halves.index(0usize)[at];
-        } else {
-            held.quads[i] = w.quants.index(0usize)[at];
-        }
-        match comptime!(format) {
-            Format::F32 | Format::F16 => {}
-            Format::Q8 => held.scales[comptime!(2 * i)] = w.scales.index(0usize)[at / 2],
-            Format::Iq2 => {
-                held.scales[comptime!(2 * i)] = w.scales.index(0usize)[at / 4];
-                held.sub[comptime!(2 * i)] = w.sub.index(0usize)[at / 4];
-            }
-            Format::Q2K => {
-                let block = at / 4;
-                held.scales[comptime!(2 * i)] = w.scales.index(0usize)[2 * block];
-                held.scales[comptime!(2 * i + 1)] = w.scales.index(0usize)[2 * block + 1];
-                held.sub[comptime!(2 * i)] = w.sub.index(0usize)[at];
-            }
-            Format::Q4K => {
-                let (block, word) = (at / 8, at / 8 * 4 + at / 4 % 2);
-                held.scales[comptime!(2 * i)] = w.scales.index(0usize)[2 * block];
-                held.scales[comptime!(2 * i + 1)] = w.scales.index(0usize)[2 * block + 1];
-                held.sub[comptime!(2 * i)] = w.sub.index(0usize)[word];
-                held.sub[comptime!(2 * i + 1)] = w.sub.index(0usize)[word + 2];
-            }
-        }
-    }
-}
-
 /// Adds to `acc[row * columns + column]` this lane's share of the products of `rows` rows of `w`, from `first`
 /// on, with `columns` rows of `x`: column `c` is row `index[c]` (of those staged, if there are any), from value `offset`
 /// on. In few registers: for large cubes, and where a lane has one turn.
@@ -207,13 +138,23 @@ pub fn dot_rows(
     #[comptime] columns: usize,
 ) {
     let staged = Staged::none(x);
-    let mut held = room(w, rows);
-    let mut u = UNIT_POS_PLANE as usize;
-    while u < comptime!(w.input / w.format.unit()) {
-        fetch_turn(w, &mut held, first, u, rows);
-        dot_turn(w, &held, x, tables, &staged, u, index, offset, acc, rows, columns);
-        u += comptime!(steps(w.format, w.input, w.plane)) * PLANE_DIM as usize;
+    let mut held = room_for_turn(w, rows);
+    let mut begin = 0usize;
+    while begin < comptime!(w.input / w.format.unit()) {
+        let u = begin + lane();
+        if takes_part(w, u) {
+            fetch_turn(w, &mut held, first, u, rows);
+            dot_turn(w, &held, x, tables, &staged, u, index, offset, acc, rows, columns);
+        }
+        begin += comptime!(steps(w.format, w.input, w.plane)) * lanes();
     }
+}
+
+/// Whether the lane whose unit is `u` has a turn: known beforehand where rows are whole turns, so that a plane goes one way.
+#[cube]
+fn takes_part(w: &Weights, u: usize) -> bool {
+    let units = comptime!(w.input / w.format.unit());
+    if comptime!(whole(w.format, w.input, w.plane)) { true.runtime() } else { u < units }
 }
 
 /// The same where the first turn is `held` already. The compiler can have the next one on its way while one is
@@ -233,18 +174,29 @@ pub fn dot_held(
     #[comptime] columns: usize,
 ) {
     let units = comptime!(w.input / w.format.unit());
-    let mut u = UNIT_POS_PLANE as usize;
-    if comptime!(one_turn(w.format, w.input, w.plane)) {
-        dot_turn(w, &*held, x, tables, staged, u, index, offset, acc, rows, columns);
-    } else {
-        while u < units {
+    let mut begin = 0usize;
+    while begin < units {
+        let u = begin + lane();
+        if takes_part(w, u) {
             dot_turn(w, &*held, x, tables, staged, u, index, offset, acc, rows, columns);
-            u += comptime!(steps(w.format, w.input, w.plane)) * PLANE_DIM as usize;
-            if u < units {
+        }
+        begin += comptime!(steps(w.format, w.input, w.plane)) * lanes();
+        if comptime!(!one_turn(w.format, w.input, w.plane)) {
+            let u = begin + lane();
+            if begin < units && takes_part(w, u) {
                 fetch_turn(w, held, first, u, rows);
             }
         }
     }
+}
+
+/// [`dot_rows`] of one row and one row of activations.
+#[cube]
+pub fn dot_row(w: &Weights, x: &Input, tables: &Tables, row: usize, index: &Array<u32>) -> f32 {
+    let mut acc = Array::<f32>::new(1usize);
+    acc[0] = 0.0f32;
+    dot_rows(w, x, tables, row, index, 0usize, &mut acc, 1usize, 1usize);
+    acc[0]
 }
 
 /// A turn, of units from `u` on.
@@ -265,14 +217,33 @@ fn dot_turn(
     #[unroll]
     for step in 0..comptime!(steps(w.format, w.input, w.plane)) {
         let (u, i) = (u + comptime!(step * w.plane), comptime!(step * rows));
-        match comptime!(w.format) {
-            Format::F32 => unit_f32(held, x, u, index, offset, acc, i, rows, columns),
-            Format::F16 => unit_f16(held, x, u, index, offset, acc, i, rows, columns),
-            Format::Q8 => unit_q8(held, x, u, index, offset, acc, i, rows, columns),
-            Format::Iq2 => unit_iq2(held, x, tables, staged, u, index, offset, acc, i, rows, columns),
-            Format::Q2K => unit_q2k(held, x, staged, u, index, offset, acc, i, rows, columns),
-            Format::Q4K => unit_q4k(held, x, u, index, offset, acc, i, rows, columns),
-        }
+        dot_unit(held, x, tables, staged, u, index, offset, acc, i, rows, columns, w.format);
+    }
+}
+
+/// Unit `u` of `rows` rows, held from place `i` on.
+#[cube]
+pub fn dot_unit(
+    held: &Held,
+    x: &Input,
+    tables: &Tables,
+    staged: &Staged,
+    u: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] i: usize,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+    #[comptime] format: Format,
+) {
+    match comptime!(format) {
+        Format::F32 => unit_f32(held, x, u, index, offset, acc, i, rows, columns),
+        Format::F16 => unit_f16(held, x, u, index, offset, acc, i, rows, columns),
+        Format::Q8 => unit_q8(held, x, u, index, offset, acc, i, rows, columns),
+        Format::Iq2 => unit_iq2(held, x, tables, staged, u, index, offset, acc, i, rows, columns),
+        Format::Q2K => unit_q2k(held, x, staged, u, index, offset, acc, i, rows, columns),
+        Format::Q4K => unit_q4k(held, x, u, index, offset, acc, i, rows, columns),
     }
 }
 
@@ -300,7 +271,8 @@ fn unit_f32(
         let q = Vector::<f32, Const<4>>::reinterpret(held.quads[comptime!(first + r)]);
         #[unroll]
         for c in 0..columns {
-            let v = x.values[index[c] as usize * comptime!(x.stride / 4) + offset / 4 + u];
+            let at = index[c] as usize * comptime!(x.stride / 4) + offset / 4 + u;
+            let v = load_x(&x.values, at, true);
             acc[comptime!(r * columns + c)] += dot_four(q, v);
         }
     }
@@ -336,7 +308,7 @@ fn unit_f16(
     #[unroll]
     for c in 0..columns {
         let at = index[c] as usize * comptime!(x.stride / 4) + offset / 4 + 2 * u;
-        let (a, b) = (x.values[at], x.values[at + 1]);
+        let (a, b) = (load_x(&x.values, at, true), load_x(&x.values, at + 1, true));
         #[unroll]
         for r in 0..rows {
             acc[comptime!(r * columns + c)] += dot_four(lo[r], a) + dot_four(hi[r], b);
@@ -344,10 +316,10 @@ fn unit_f16(
     }
 }
 
-/// Sum of the products of 16 pairs of int8.
+/// Sum of the products of 16 pairs of int8, and of `before`.
 #[cube]
-pub fn dot_bytes(a: Quad, b: Quad) -> i32 {
-    let mut sum = 0i32;
+pub fn dot_bytes(a: Quad, b: Quad, before: i32) -> i32 {
+    let mut sum = before;
     #[unroll]
     for i in 0..4usize {
         sum = dp4a(i32::reinterpret(a.extract(i)), i32::reinterpret(b.extract(i)), sum);
@@ -370,12 +342,12 @@ fn unit_q8(
     #[unroll]
     for c in 0..columns {
         let row = index[c] as usize;
-        let q = x.quants[row * comptime!(x.stride / 16) + offset / 16 + u];
-        let d = x.scales[row * comptime!(x.stride / 32) + offset / 32 + u / 2];
+        let q = load_x(&x.quants, row * comptime!(x.stride / 16) + offset / 16 + u, true);
+        let d = load_x(&x.scales, row * comptime!(x.stride / 32) + offset / 32 + u / 2, false);
         #[unroll]
         for r in 0..rows {
             let scale = f32::cast_from(held.scales[comptime!(2 * (first + r))]) * d;
-            let dot = f32::cast_from(dot_bytes(held.quads[comptime!(first + r)], q));
+            let dot = f32::cast_from(dot_bytes(held.quads[comptime!(first + r)], q, 0i32));
             acc[comptime!(r * columns + c)] += scale * dot;
         }
     }
@@ -395,17 +367,14 @@ fn unit_iq2(
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
+    // Two groups of 32 weights: four codes, then their signs.
     #[unroll]
-    for r in 0..rows {
-        let quad = held.quads[comptime!(first + r)];
-        let scale = f32::cast_from(held.scales[comptime!(2 * (first + r))]) * 0.125f32;
-        let sub = held.sub[comptime!(2 * (first + r))] >> (8 * (u % 4)) as u32;
-        // Two groups of 32 weights: four codes, then their signs.
+    for g in 0..2usize {
         #[unroll]
-        for g in 0..2usize {
+        for r in 0..rows {
+            let quad = held.quads[comptime!(first + r)];
             let codes = quad.extract(comptime!(2 * g));
             let signs = quad.extract(comptime!(2 * g + 1));
-            let unit = scale * f32::cast_from(2 * ((sub >> comptime!(4 * g as u32)) & 15) + 1);
             let mut lo = Quad::empty();
             let mut hi = Quad::empty();
             #[unroll]
@@ -417,13 +386,17 @@ fn unit_iq2(
                 hi.insert(comptime!(2 * v), b.0);
                 hi.insert(comptime!(2 * v + 1), b.1);
             }
+            let scale = f32::cast_from(held.scales[comptime!(2 * (first + r))]) * 0.125f32;
+            let sub = held.sub[comptime!(2 * (first + r))] >> (8 * (u % 4) + 4 * g) as u32;
+            let unit = i32::cast_from(2 * (sub & 15) + 1);
             #[unroll]
             for c in 0..columns {
                 let row = index[c] as usize;
                 let (at, d) = (4 * u + 2 * g, staged.scale(x, row, offset, 2 * u + g));
-                let sum = dot_bytes(lo, staged.quad(x, row, offset, at))
-                    + dot_bytes(hi, staged.quad(x, row, offset, at + 1));
-                acc[comptime!(r * columns + c)] += unit * d * f32::cast_from(sum);
+                let sum = dot_bytes(lo, staged.quad(x, row, offset, at), 0i32);
+                let sum = dot_bytes(hi, staged.quad(x, row, offset, at + 1), sum);
+                // 127 * 43 * 32 times 31: no overflow.
+                acc[comptime!(r * columns + c)] += scale * d * f32::cast_from(unit * sum);
             }
         }
     }
@@ -442,25 +415,30 @@ fn unit_q2k(
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
+    // Two pairs of groups of 16 weights; a pair shares the scale of its activations.
     #[unroll]
-    for r in 0..rows {
-        let quad = held.quads[comptime!(first + r)];
-        let d = f32::cast_from(held.scales[comptime!(2 * (first + r))]);
-        let min = f32::cast_from(held.scales[comptime!(2 * (first + r) + 1)]);
-        let sub = held.sub[comptime!(2 * (first + r))];
+    for g in 0..2usize {
         #[unroll]
-        for j in 0..4usize {
-            let q = (quad >> Quad::new(comptime!(2 * j as u32))) & Quad::new(0x0303_0303u32);
-            let s = sub >> comptime!(8 * j as u32);
-            let scale = d * f32::cast_from(s & 15);
-            let low = min * f32::cast_from((s >> 4) & 15);
+        for r in 0..rows {
+            let pairs = held.quads[comptime!(first + r)] >> Quad::new(comptime!(4 * g as u32));
+            // The second group's quants stay where they are, which makes them four times too large: so is the other's scale.
+            let (one, other) = (pairs & Quad::new(0x0303_0303u32), pairs & Quad::new(0x0c0c_0c0cu32));
+            let sub = held.sub[comptime!(2 * (first + r))] >> comptime!(16 * g as u32);
+            let (scale, low) = (i32::cast_from((sub << 2) & 60), i32::cast_from((sub >> 4) & 15));
+            let (other_scale, other_low) =
+                (i32::cast_from((sub >> 8) & 15), i32::cast_from((sub >> 12) & 15));
+            let d = f32::cast_from(held.scales[comptime!(2 * (first + r))]) * 0.25f32;
+            let min = f32::cast_from(held.scales[comptime!(2 * (first + r) + 1)]);
             #[unroll]
             for c in 0..columns {
                 let row = index[c] as usize;
-                let (at, dx) = (4 * u + j, staged.scale(x, row, offset, 2 * u + comptime!(j / 2)));
-                let dot = f32::cast_from(dot_bytes(q, staged.quad(x, row, offset, at)));
-                let sum = staged.sum(x, row, offset, at);
-                acc[comptime!(r * columns + c)] += scale * dx * dot - low * sum;
+                let (at, dx) = (4 * u + 2 * g, staged.scale(x, row, offset, 2 * u + g));
+                let dots = scale * dot_bytes(one, staged.quad(x, row, offset, at), 0i32)
+                    + other_scale * dot_bytes(other, staged.quad(x, row, offset, at + 1), 0i32);
+                let lows =
+                    low * staged.sum(x, row, offset, at) + other_low * staged.sum(x, row, offset, at + 1);
+                let product = d * f32::cast_from(dots) - min * f32::cast_from(lows);
+                acc[comptime!(r * columns + c)] += dx * product;
             }
         }
     }
@@ -494,8 +472,8 @@ fn unit_q4k(
                 let row = index[c] as usize;
                 let at = row * comptime!(x.stride / 16) + offset / 16 + 2 * u + j;
                 let dx = x.scales[row * comptime!(x.stride / 32) + offset / 32 + u];
-                let dot = f32::cast_from(dot_bytes(q, x.quants[at]));
-                acc[comptime!(r * columns + c)] += scale * dx * dot - low * x.sums[at];
+                let dot = f32::cast_from(dot_bytes(q, x.quants[at], 0i32));
+                acc[comptime!(r * columns + c)] += dx * (scale * dot - low * f32::cast_from(x.sums[at]));
             }
         }
     }

@@ -1,8 +1,11 @@
 //! Router, routed experts and the shared expert, for few rows (A.8).
 
 use super::common::{Real, sigmoid, store_four};
-use super::dot::{Four, Held, Input, Output, Weights, dot_held, dot_rows, fetch_rows, one_turn};
+use super::dot::{Four, Input, Output, Weights, dot_held, dot_row, dot_rows, dot_unit, one_turn, whole};
+use super::fetch::{Held, fetch_both, fetch_rows};
+use super::plane::{lane, plane, plane_total, planes};
 use super::tables::{Staged, Tables};
+use crate::layout::Format;
 use cubecl::prelude::*;
 
 /// Units of a cube that routes a row.
@@ -161,13 +164,14 @@ pub struct Expert {
     pub clamp: Real,
     /// Rows of a plane.
     pub per_plane: usize,
-    /// How many of them it takes at once.
-    pub at_once: usize,
     /// Whether the kernel needs the tables of IQ2_XXS.
     pub tables: bool,
     /// Whether it stages the activations.
     pub staged: bool,
 }
+
+/// Units of both matrices that are on their way while one is multiplied.
+const UNITS_AHEAD: usize = 2;
 
 /// Weighted hidden activations of a (row, expert) pair along y: `hidden [n * (used + 1), I]`, the shared expert's, which
 /// [`route`] left, last of each row. A cube takes `per_cube` of the I; if that is whole blocks of 32, it quantizes them.
@@ -187,37 +191,74 @@ pub fn hidden(
     let row = pair / comptime!(s.used);
     let (weight, expert) = (weights[pair], ids[pair] as usize);
     let first = CUBE_POS_X as usize * per_cube;
-    let mut own = PLANE_POS as usize * comptime!(s.per_plane);
-    let end = usize::min(own + s.per_plane, usize::min(per_cube, comptime!(s.hidden) - first));
-    // Some rows at a time, so that few registers are needed and many planes find room.
-    let rows = comptime!(s.at_once);
-    let staged = stage(x, row, 1usize, s.staged);
-    let tables = Tables::load(words, s.tables);
-    let mut products = Shared::<[f32]>::new_slice(per_cube);
+    let own = plane() * comptime!(s.per_plane);
+    // Planes beyond the last row fetch its weights, for nothing.
+    let from = expert * comptime!(s.hidden) + usize::min(first + own, comptime!(s.hidden - s.per_plane));
+    // A unit of both matrices at a time, so that few registers are needed and many planes find room; the next are on their
+    // way.
+    let (rows, units) = (comptime!(s.per_plane), comptime!(gate.input / gate.format.unit()));
+    let together = comptime!(gate.format == up.format && whole(gate.format, gate.input, gate.plane));
+    let turns = comptime!(units / usize::max(gate.plane, 1));
+    let mut coming = Sequence::<Held>::new();
+    if comptime!(together) {
+        #[unroll]
+        for i in 0..comptime!(usize::min(UNITS_AHEAD, rows * turns)) {
+            let u = lane() + comptime!(i % turns * gate.plane);
+            coming.push(fetch_both(gate, up, from + comptime!(i / turns), u));
+        }
+    }
+    let staged = stage(x, row, gate, 1usize, s.staged);
+    let mut tables = Tables::load(words, s.tables);
+    tables.meet();
+    let mut gates = Shared::<[f32]>::new_slice(per_cube);
+    let mut ups = Shared::<[f32]>::new_slice(per_cube);
     let mut index = Array::<u32>::new(1usize);
     index[0] = if comptime!(s.staged) { 0u32.runtime() } else { row as u32 };
-    while own < end {
-        let mut gates = Array::<f32>::new(rows);
-        let mut ups = Array::<f32>::new(rows);
-        #[unroll]
-        for r in 0..rows {
-            gates[r] = 0.0f32;
-            ups[r] = 0.0f32;
-        }
-        let from = expert * comptime!(s.hidden) + first + own;
-        let mut one = fetch_rows(gate, from, rows);
-        let mut other = fetch_rows(up, from, rows);
-        dot_held(gate, &mut one, x, &tables, &staged, from, &index, 0usize, &mut gates, rows, 1usize);
-        dot_held(up, &mut other, x, &tables, &staged, from, &index, 0usize, &mut ups, rows, 1usize);
-        #[unroll]
-        for r in 0..rows {
-            let g = plane_sum(gates[r]);
-            let u = plane_sum(ups[r]);
-            if UNIT_POS_PLANE == 0 {
-                products[own + r] = swiglu(g, u, s.clamp) * weight;
+    #[unroll]
+    for r in 0..rows {
+        let mut both = Array::<f32>::new(2usize);
+        if comptime!(together) {
+            both[0] = 0.0f32;
+            both[1] = 0.0f32;
+            #[unroll]
+            for t in 0..turns {
+                let (i, later) = comptime!((r * turns + t, r * turns + t + UNITS_AHEAD));
+                if comptime!(later < rows * turns) {
+                    let u = lane() + comptime!(later % turns * gate.plane);
+                    coming.push(fetch_both(gate, up, from + comptime!(later / turns), u));
+                }
+                let (held, u) = (coming.index(i), lane() + comptime!(t * gate.plane));
+                dot_unit(
+                    held,
+                    x,
+                    &tables,
+                    &staged,
+                    u,
+                    &index,
+                    0usize,
+                    &mut both,
+                    0usize,
+                    2usize,
+                    1usize,
+                    gate.format,
+                );
             }
+        } else {
+            both[0] = dot_row(gate, x, &tables, from + r, &index);
+            both[1] = dot_row(up, x, &tables, from + r, &index);
         }
-        own += rows;
+        let (g, u) = (plane_total(both[0]), plane_total(both[1]));
+        if lane() == 0 && own < per_cube {
+            gates[own + r] = g;
+            ups[own + r] = u;
+        }
+    }
+    sync_cube();
+    // A unit each, not a plane's first for all of its rows.
+    let mut k = UNIT_POS as usize;
+    while k < per_cube {
+        gates[k] = swiglu(gates[k], ups[k], s.clamp) * weight;
+        k += CUBE_DIM as usize;
     }
     sync_cube();
     let k = UNIT_POS as usize;
@@ -226,26 +267,23 @@ pub fn hidden(
     if valid {
         #[unroll]
         for i in 0..4usize {
-            v.insert(i, products[4 * k + i]);
+            v.insert(i, gates[4 * k + i]);
         }
     }
     store_four(&mut out, pair + row, first / 4 + k, v, valid);
 }
 
-/// Rows of activations in shared memory, if they are wanted there. The whole cube takes part.
+/// Rows of activations in shared memory, if they are wanted there. The whole cube takes part, and meets before it reads
+/// them.
 #[cube]
-fn stage(x: &Input, first: usize, #[comptime] rows: usize, #[comptime] wanted: bool) -> Staged {
-    let staged = Staged::load(x, first, comptime!(if wanted { rows } else { 0 }));
-    if comptime!(wanted) {
-        sync_cube();
-    }
-    staged
+fn stage(x: &Input, first: usize, w: &Weights, #[comptime] rows: usize, #[comptime] wanted: bool) -> Staged {
+    Staged::load(x, first, comptime!(if wanted { rows } else { 0 }), comptime!(w.format == Format::Q2K))
 }
 
 /// Hidden activations of the routed experts of a row, likewise.
 #[cube]
-pub fn stage_hidden(hidden: &Input, row: usize, #[comptime] s: Expert) -> Staged {
-    stage(hidden, row * comptime!(s.used + 1), s.used, s.staged)
+pub fn stage_hidden(hidden: &Input, routed: &Weights, row: usize, #[comptime] s: Expert) -> Staged {
+    stage(hidden, row * comptime!(s.used + 1), routed, s.used, s.staged)
 }
 
 /// `y = shared + routed experts, ascending`; a row of the pass along y.
@@ -262,24 +300,53 @@ pub fn down(
 ) {
     let per_plane = comptime!(s.per_plane);
     let row = CUBE_POS_Y as usize;
-    let staged = stage_hidden(hidden, row, s);
-    let tables = Tables::load(words, s.tables);
-    let first = (CUBE_POS_X * (CUBE_DIM / PLANE_DIM) + PLANE_POS) as usize * per_plane;
-    if first < comptime!(s.width) {
-        let first = first.min(comptime!(s.width - s.per_plane));
-        let sums = down_rows(hidden, routed, shared, ids, &tables, &staged, row, first, s);
-        #[unroll]
-        for r in 0..per_plane {
-            let sum = plane_sum(sums[r]);
-            if UNIT_POS_PLANE == 0 {
-                out[row * stride + first + r] = sum;
-            }
+    let own = (CUBE_POS_X as usize * planes() + plane()) * per_plane;
+    // Planes beyond the last row do its work once more.
+    let first = usize::min(own, comptime!(s.width - s.per_plane));
+    let mut coming = fetch_down(routed, ids, row, first, s);
+    let staged = stage_hidden(hidden, routed, row, s);
+    let mut tables = Tables::load(words, s.tables);
+    tables.meet();
+    let sums = down_rows(hidden, routed, shared, ids, &mut coming, &tables, &staged, row, first, s);
+    #[unroll]
+    for r in 0..per_plane {
+        let sum = plane_total(sums[r]);
+        if lane() == 0 {
+            out[row * stride + first + r] = sum;
         }
     }
 }
 
 /// Experts whose weights are under way at once: more would take so many registers that fewer planes find room.
 const AHEAD: usize = 3;
+
+/// Whether the weights of some experts are on the way while one is multiplied: where a lane has one turn for a row.
+const fn ahead(format: Format, input: usize, plane: usize) -> usize {
+    if one_turn(format, input, plane) { AHEAD } else { 0 }
+}
+
+/// Row `first` of expert `slot` of a row.
+#[cube]
+fn row_of(ids: &[u32], row: usize, first: usize, #[comptime] slot: usize, #[comptime] s: Expert) -> usize {
+    ids[row * comptime!(s.used) + slot] as usize * comptime!(s.width) + first
+}
+
+/// The first weights that [`down_rows`] will want, on their way.
+#[cube]
+pub fn fetch_down(
+    routed: &Weights,
+    ids: &[u32],
+    row: usize,
+    first: usize,
+    #[comptime] s: Expert,
+) -> Sequence<Held> {
+    let mut coming = Sequence::<Held>::new();
+    #[unroll]
+    for slot in 0..comptime!(usize::min(ahead(routed.format, routed.input, routed.plane), s.used)) {
+        coming.push(fetch_rows(routed, row_of(ids, row, first, slot, s), s.per_plane));
+    }
+    coming
+}
 
 /// This lane's share of rows `first ..` of `shared + routed experts, ascending`.
 #[cube]
@@ -288,6 +355,7 @@ pub fn down_rows(
     routed: &Weights,
     shared: &Weights,
     ids: &[u32],
+    coming: &mut Sequence<Held>,
     tables: &Tables,
     staged: &Staged,
     row: usize,
@@ -302,33 +370,17 @@ pub fn down_rows(
         acc[r] = 0.0f32;
     }
     let place = row * comptime!(s.used + 1);
-    let mut chosen = Array::<usize>::new(comptime!(s.used));
-    #[unroll]
-    for slot in 0..comptime!(s.used) {
-        chosen[slot] = ids[row * comptime!(s.used) + slot] as usize * comptime!(s.width) + first;
-    }
-    // Where a lane has one turn for a row, the weights of some experts are on the way while one is multiplied.
-    let ahead = comptime!(one_turn(routed.format, routed.input, routed.plane));
-    let mut coming = Sequence::<Held>::new();
-    if comptime!(ahead) {
-        #[unroll]
-        for slot in 0..comptime!(usize::min(AHEAD, s.used)) {
-            coming.push(fetch_rows(routed, chosen[slot], per_plane));
-        }
-    }
     index[0] = (place + comptime!(s.used)) as u32;
     dot_rows(shared, hidden, tables, first, &index, 0usize, &mut acc, per_plane, 1usize);
     #[unroll]
     for slot in 0..comptime!(s.used) {
         index[0] = (if comptime!(s.staged) { slot.runtime() } else { place + slot }) as u32;
-        if comptime!(!ahead) {
-            coming.push(fetch_rows(routed, chosen[slot], per_plane));
-        } else if comptime!(slot + AHEAD < s.used) {
-            let later = chosen[comptime!(usize::min(slot + AHEAD, s.used - 1))];
-            coming.push(fetch_rows(routed, later, per_plane));
+        let later = comptime!(slot + ahead(routed.format, routed.input, routed.plane));
+        if comptime!(later < s.used) {
+            coming.push(fetch_rows(routed, row_of(ids, row, first, later, s), per_plane));
         }
         let held = coming.index_mut(slot);
-        let from = chosen[slot];
+        let from = row_of(ids, row, first, slot, s);
         dot_held(routed, held, hidden, tables, staged, from, &index, 0usize, &mut acc, per_plane, 1usize);
     }
     acc

@@ -5,8 +5,9 @@
 //! that makes the sublayer's output, whose cube then has those channels; else it is a kernel of its own.
 
 use super::dot::{Four, Input, Weights, dot_four};
-use super::experts::{Expert, down_rows, stage_hidden};
+use super::experts::{Expert, down_rows, fetch_down, stage_hidden};
 use super::hyper::Hyper;
+use super::plane::{lane, lanes, plane, plane_total, planes};
 use super::project::cube_products;
 use super::tables::Tables;
 use crate::layout::Format;
@@ -198,14 +199,14 @@ fn control_products<E: Float>(
 ) {
     let (rows, block) = (comptime!(s.rows), comptime!(s.block));
     let (fours, items) = (comptime!(s.fours()), comptime!(s.items()));
-    let mut m = PLANE_POS as usize * block;
+    let mut m = plane() * block;
     while m < comptime!(s.controls) {
         let mut sums = Array::<f32>::new(comptime!(s.rows * s.block));
         #[unroll]
         for i in 0..comptime!(s.rows * s.block) {
             sums[i] = 0.0f32;
         }
-        let mut item = UNIT_POS_PLANE as usize;
+        let mut item = lane();
         while item < items {
             // Channels beyond the last are held as zeros.
             let k = usize::min(place.four + item % fours, comptime!(s.d / 4 - 1));
@@ -221,19 +222,19 @@ fn control_products<E: Float>(
                         dot_four(w, held.streams[item + comptime!(r * s.items())]);
                 }
             }
-            item += PLANE_DIM as usize;
+            item += lanes();
         }
         #[unroll]
         for r in 0..rows {
             #[unroll]
             for b in 0..block {
-                let sum = plane_sum(sums[comptime!(r * s.block + b)]);
-                if UNIT_POS_PLANE == 0 && place.row + r < place.end && m + b < comptime!(s.controls) {
+                let sum = plane_total(sums[comptime!(r * s.block + b)]);
+                if lane() == 0 && place.row + r < place.end && m + b < comptime!(s.controls) {
                     partial[partial_at(place.row + r, s) + m + b] = sum;
                 }
             }
         }
-        m += (CUBE_DIM / PLANE_DIM) as usize * block;
+        m += planes() * block;
     }
 }
 
@@ -247,25 +248,24 @@ fn partial_at(row: usize, #[comptime] s: Hyper) -> usize {
 #[cube]
 fn stream_products(held: &Held, partial: &mut [f32], place: &Place, #[comptime] s: Hyper) {
     let fours = comptime!(s.fours());
-    let planes = CUBE_DIM / PLANE_DIM;
     #[unroll]
     for i in 0..comptime!(s.n) {
         #[unroll]
         for j in i..comptime!(s.n) {
             // From the last plane on: the first ones have had more control numbers.
-            if (comptime!(s.pair(i, j) as u32) + PLANE_POS + 1) % planes == 0 {
+            if (comptime!(s.pair(i, j)) + plane() + 1) % planes() == 0 {
                 #[unroll]
                 for r in 0..comptime!(s.rows) {
                     let at = comptime!(r * s.items());
                     let mut sum = 0.0f32;
-                    let mut k = UNIT_POS_PLANE as usize;
+                    let mut k = lane();
                     while k < fours {
                         let a = held.streams[comptime!(i * s.fours()) + at + k];
                         sum += dot_four(a, held.streams[comptime!(j * s.fours()) + at + k]);
-                        k += PLANE_DIM as usize;
+                        k += lanes();
                     }
-                    sum = plane_sum(sum);
-                    if UNIT_POS_PLANE == 0 && place.row + r < place.end {
+                    sum = plane_total(sum);
+                    if lane() == 0 && place.row + r < place.end {
                         let pair = comptime!(s.controls + s.pair(i, j));
                         partial[partial_at(place.row + r, s) + pair] = sum;
                     }
@@ -349,7 +349,10 @@ pub fn project_join<E: Float>(
     let place = place_of(n, s);
     let coming = fetch(&*streams, mix, &place, s, true);
     let coming_control = fetch_control(control, &place, s);
-    let tables = Tables::load(words, comptime!(weights.format == Format::Iq2));
+    let mut tables = Tables::load(words, comptime!(weights.format == Format::Iq2));
+    if comptime!(weights.format == Format::Iq2) {
+        tables.meet();
+    }
     let mut y = Shared::<[f32]>::new_slice(comptime!(s.part * s.rows));
     let (rows, part) = (comptime!(s.rows), comptime!(s.part));
     cube_products(x, weights, &tables, 4 * place.four, 0usize, place.row, n, &mut y, per_plane, rows, part);
@@ -375,19 +378,23 @@ pub fn down_join<E: Float>(
     let place = place_of(n, s);
     let coming = fetch(&*streams, mix, &place, s, true);
     let coming_control = fetch_control(control, &place, s);
-    let staged = stage_hidden(hidden, place.row, expert);
-    let tables = Tables::load(words, expert.tables);
-    let mut y = Shared::<[f32]>::new_slice(s.part);
-    let per_plane = comptime!(expert.per_plane);
-    let first = PLANE_POS as usize * per_plane;
-    if first < comptime!(s.part) {
-        let row = 4 * place.four + first;
-        let sums = down_rows(hidden, routed, shared, ids, &tables, &staged, place.row, row, expert);
+    let (per_plane, part) = (comptime!(expert.per_plane), comptime!(s.part));
+    let own = plane() * per_plane;
+    // Planes beyond the last row of the part fetch its weights, for nothing.
+    let first = 4 * place.four + usize::min(own, part - per_plane);
+    let mut weights = fetch_down(routed, ids, place.row, first, expert);
+    let staged = stage_hidden(hidden, routed, place.row, expert);
+    let mut tables = Tables::load(words, expert.tables);
+    tables.meet();
+    let mut y = Shared::<[f32]>::new_slice(part);
+    if own < part {
+        let row = place.row;
+        let sums = down_rows(hidden, routed, shared, ids, &mut weights, &tables, &staged, row, first, expert);
         #[unroll]
         for r in 0..per_plane {
-            let sum = plane_sum(sums[r]);
-            if UNIT_POS_PLANE == 0 {
-                y[first + r] = sum;
+            let sum = plane_total(sums[r]);
+            if lane() == 0 {
+                y[own + r] = sum;
             }
         }
     }

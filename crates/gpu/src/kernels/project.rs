@@ -1,7 +1,9 @@
 //! Matrix times few rows: one plane a row of weights, all matrices of one input in one launch.
 
 use super::common::store_four;
-use super::dot::{Four, Input, Output, Weights, dot_held, dot_rows, fetch_rows, one_turn};
+use super::dot::{Four, Input, Output, Weights, dot_held, dot_rows, one_turn};
+use super::fetch::fetch_rows;
+use super::plane::{lane, plane, plane_total, planes};
 use super::tables::{Staged, Tables};
 use crate::layout::Format;
 use cubecl::prelude::*;
@@ -52,16 +54,18 @@ pub fn project_jobs(
     #[comptime] columns: usize,
     #[comptime] tables: bool,
 ) {
-    let tables = Tables::load(words, tables);
+    let mut loaded = Tables::load(words, tables);
+    if comptime!(tables) {
+        loaded.meet();
+    }
     #[unroll]
     for j in 0..comptime!(jobs.len()) {
         let job = jobs.index_mut(j);
         let per_plane = comptime!(job.per_plane);
-        let planes = CUBE_DIM / PLANE_DIM;
         // Before the first cube of the job this wraps round to a row far beyond its last.
-        let row = (((CUBE_POS_X - job.first) * planes + PLANE_POS) as usize) * per_plane;
+        let row = ((CUBE_POS_X - job.first) as usize * planes() + plane()) * per_plane;
         if CUBE_POS_X >= job.first && row < comptime!(job.rows) {
-            project_rows(x, job, &tables, row, n, columns);
+            project_rows(x, job, &loaded, row, n, columns);
         }
     }
 }
@@ -96,8 +100,8 @@ fn project_rows(x: &Input, job: &mut Job, tables: &Tables, row: usize, n: u32, #
     for c in 0..columns {
         #[unroll]
         for r in 0..per_plane {
-            let sum = plane_sum(acc[comptime!(r * columns + c)]);
-            if UNIT_POS_PLANE == 0 && first_column + c < n as usize {
+            let sum = plane_total(acc[comptime!(r * columns + c)]);
+            if lane() == 0 && first_column + c < n as usize {
                 job.out[(first_column + c) * comptime!(job.stride) + row + r] = sum;
             }
         }
@@ -118,7 +122,10 @@ pub fn project_quantized(
     #[comptime] columns: usize,
     #[comptime] per_cube: usize,
 ) {
-    let tables = Tables::load(words, comptime!(weights.format == Format::Iq2));
+    let mut tables = Tables::load(words, comptime!(weights.format == Format::Iq2));
+    if comptime!(weights.format == Format::Iq2) {
+        tables.meet();
+    }
     let mut products = Shared::<[f32]>::new_slice(comptime!(per_cube * columns));
     let first = CUBE_POS_X as usize * per_cube;
     let first_column = CUBE_POS_Y as usize * columns;
@@ -170,7 +177,7 @@ pub fn cube_products(
     #[comptime] columns: usize,
     #[comptime] per_cube: usize,
 ) {
-    let own = PLANE_POS as usize * per_plane;
+    let own = plane() * per_plane;
     let mut index = Array::<u32>::new(columns);
     let mut acc = Array::<f32>::new(comptime!(per_plane * columns));
     #[unroll]
@@ -188,8 +195,8 @@ pub fn cube_products(
     for c in 0..columns {
         #[unroll]
         for r in 0..per_plane {
-            let sum = plane_sum(acc[comptime!(r * columns + c)]);
-            if UNIT_POS_PLANE == 0 && own < per_cube {
+            let sum = plane_total(acc[comptime!(r * columns + c)]);
+            if lane() == 0 && own < per_cube {
                 out[comptime!(c * per_cube + r) + own] = sum;
             }
         }

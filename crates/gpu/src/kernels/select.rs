@@ -233,8 +233,8 @@ fn score_packed(
         #[unroll]
         for b in 0..comptime!(s.blocks()) {
             let at = h * pitch + comptime!(2 * b);
-            let int = dot_bytes(queries[at], own[comptime!(2 * b)])
-                + dot_bytes(queries[at + 1], own[comptime!(2 * b + 1)]);
+            let int = dot_bytes(queries[at], own[comptime!(2 * b)], 0i32);
+            let int = dot_bytes(queries[at + 1], own[comptime!(2 * b + 1)], int);
             dot += f32::cast_from(int) * (query_scales[h * comptime!(s.blocks()) + b] * ks[b]);
         }
         sum += head_weights[h] * f32::max(dot, 0.0f32);

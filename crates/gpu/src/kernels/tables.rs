@@ -8,7 +8,7 @@
 //! other one from another line of the cache.
 
 use super::dot::{Input, Quad};
-use cubecl::ir::DeviceProperties;
+use super::plane::{lane, ptx};
 use cubecl::prelude::*;
 use ds4_quant::IQ2XXS_GRID;
 
@@ -18,6 +18,8 @@ const COPIES: usize = 4;
 pub const TABLES_BYTES: usize = 4 * 256 * COPIES;
 /// The three magnitudes by level, and the negative ones.
 const LEVELS: [u32; 2] = [0x002b_1908, 0x00d5_e7f8];
+/// Lanes of a plane, at most.
+const LANES: usize = 64;
 
 /// The grid for the matrix units: eight magnitudes a code. Empty where no format needs it.
 #[derive(CubeType)]
@@ -34,15 +36,17 @@ pub struct Tables {
     levels: Shared<[u32]>,
     /// [`LEVELS`], in registers: a compiler that knew the values would load them for every use.
     values: Vector<u32, Const<2>>,
+    /// Address in shared memory of this lane's copy of the levels.
+    own: u32,
     /// Which of the two it is.
     #[cube(comptime)]
     picks: bool,
 }
 
-/// Words of the tables: 256 pairs of four magnitudes each, then 256 of levels, then what these are.
+/// Words of the tables: 256 pairs of four magnitudes each, then 256 of levels, then what these are, for each lane.
 pub fn words() -> Vec<u32> {
     let levels = IQ2XXS_GRID.iter().map(|g| (0..).zip(g).map(|(i, m)| u32::from(m >> 4) << (4 * i)).sum());
-    pairs().into_iter().chain(levels).chain(LEVELS).collect()
+    pairs().into_iter().chain(levels).chain([LEVELS; LANES].concat()).collect()
 }
 
 fn pairs() -> Vec<u32> {
@@ -56,12 +60,6 @@ fn pairs() -> Vec<u32> {
 /// The pairs with the middle bytes of each word exchanged: bytes 0 and 2 are a pair, 1 and 3 the next.
 pub fn pair_words() -> Vec<u32> {
     pairs().into_iter().map(|w| w & 0xff00_00ff | (w & 0xff00) << 8 | (w >> 8) & 0xff00).collect()
-}
-
-/// Whether kernels can pick bytes by nibbles.
-fn picks(device: &DeviceProperties) -> bool {
-    // Only where kernels are compiled to PTX are there loads of the matrix units' tiles.
-    !device.features.matmul.ldmatrix.is_empty()
 }
 
 #[cube]
@@ -84,10 +82,10 @@ impl Grid {
 
 #[cube]
 impl Tables {
-    /// Loads them into shared memory; the whole cube takes part.
+    /// Loads them into shared memory; the whole cube takes part, and then [meets](Tables::meet).
     pub fn load(words: &[Vector<u32, Const<2>>], #[comptime] needed: bool) -> Tables {
         let device = comptime::device_properties().comptime();
-        let picks = comptime!(needed && picks(&device));
+        let picks = comptime!(needed && ptx(&device));
         let mut levels = Shared::<[u32]>::new_slice(comptime!(if picks { 256 * COPIES } else { 1usize }));
         if comptime!(picks) {
             // A unit's words are on their way before it waits for one.
@@ -99,25 +97,34 @@ impl Tables {
                 lay(&mut levels, next, other);
                 i += 2 * CUBE_DIM as usize;
             }
-            sync_cube();
         }
         let mut values = Vector::<u32, Const<2>>::new(0u32);
         if comptime!(picks) {
-            values = words[384];
+            // A value that all units share would be kept where they do, and copied for every use.
+            values = words[384 + lane()];
         }
         Tables {
             grid: Grid::load(words, comptime!(needed && !picks)),
             levels,
             values,
+            own: 0u32.runtime(),
             picks: comptime!(picks),
+        }
+    }
+
+    /// The cube meets: what its units have laid into shared memory can be read.
+    pub fn meet(&mut self) {
+        sync_cube();
+        if comptime!(self.picks) {
+            self.own = shared_address(&self.levels, UNIT_POS as usize % COPIES);
         }
     }
 
     /// The eight weights of code `v` of a group, int8: two words.
     pub fn eight(&self, codes: u32, signs: u32, #[comptime] v: usize) -> (u32, u32) {
         if comptime!(self.picks) {
-            let code = pick(codes, 0u32, comptime!(0x4440 + v as u32)) as usize;
-            let levels = self.levels[code * COPIES + UNIT_POS as usize % COPIES];
+            let code = pick(codes, 0u32, comptime!(0x4440 + v as u32));
+            let levels = shared_word(self.own + code * comptime!(4 * COPIES as u32));
             // The third bit of a nibble chooses among the negative ones.
             let minus =
                 (signs << comptime!(2u32.saturating_sub(v as u32))) >> comptime!(v.saturating_sub(2) as u32);
@@ -149,6 +156,24 @@ fn pick(low: u32, high: u32, by: u32) -> u32 {
     out
 }
 
+/// Where a word is in shared memory. Not before the cube has met: what is read there may not be read earlier.
+#[cube]
+fn shared_address(words: &Shared<[u32]>, at: usize) -> u32 {
+    let from = unsafe { words[at..at + 1].as_ptr_unchecked() };
+    let out: u32;
+    gpu_asm!("{{.reg .u64 t; cvta.to.shared.u64 t, {}; cvt.u32.u64 {}, t;}}", in(_) from, out(_) out);
+    out
+}
+
+/// The word at an address in shared memory, which is one sum for the whole cube's tables: compilers make three of it where
+/// they see an index.
+#[cube]
+fn shared_word(address: u32) -> u32 {
+    let out: u32;
+    gpu_asm!("ld.shared.u32 {}, [{}];", out(_) out, in(_) address, options(pure, nomem));
+    out
+}
+
 /// Four signed bytes: magnitudes, negated where the lowest bits of the lowest four nibbles of `signs` are ones.
 #[cube]
 fn signed(magnitudes: u32, signs: u32) -> u32 {
@@ -164,7 +189,7 @@ fn signed(magnitudes: u32, signs: u32) -> u32 {
 #[derive(CubeType)]
 pub struct Staged {
     quants: Shared<[Quad]>,
-    sums: Shared<[f32]>,
+    sums: Shared<[i32]>,
     scales: Shared<[f32]>,
     /// None: the activations are read from memory.
     #[cube(comptime)]
@@ -190,26 +215,29 @@ pub const fn staged_bytes(rows: usize, stride: usize) -> usize {
 impl Staged {
     /// No rows.
     pub fn none(x: &Input) -> Staged {
-        Staged::load(x, 0usize, 0usize)
+        Staged::load(x, 0usize, 0usize, false)
     }
 
-    /// Loads `rows` rows of `x` from row `first` on; the whole cube takes part, and meets before it reads them.
-    pub fn load(x: &Input, first: usize, #[comptime] rows: usize) -> Staged {
+    /// Loads `rows` rows of `x` from row `first` on, with their sums where they are `summed`; the whole cube takes part, and
+    /// meets before it reads them.
+    pub fn load(x: &Input, first: usize, #[comptime] rows: usize, #[comptime] summed: bool) -> Staged {
         let (in_row, scales_in_row) = (comptime!(x.stride / 16), comptime!(x.stride / 32));
-        let mut quants = Shared::<[Quad]>::new_slice(comptime!(usize::max(rows * staged_quads(x.stride), 1)));
-        let mut sums = Shared::<[f32]>::new_slice(comptime!(usize::max(rows * staged_quads(x.stride), 1)));
+        let quads = comptime!(usize::max(rows * staged_quads(x.stride), 1));
+        let mut quants = Shared::<[Quad]>::new_slice(quads);
+        let mut sums = Shared::<[i32]>::new_slice(comptime!(if summed { quads } else { 1 }));
         let mut scales = Shared::<[f32]>::new_slice(comptime!(usize::max(rows * staged_scales(x.stride), 1)));
         if comptime!(rows > 0) {
             let mut i = UNIT_POS as usize;
             while i < comptime!(rows * x.stride / 16) {
                 let at = i + i / 4;
                 quants[at] = x.quants[first * in_row + i];
-                sums[at] = x.sums[first * in_row + i];
-                i += CUBE_DIM as usize;
-            }
-            i = UNIT_POS as usize;
-            while i < comptime!(rows * x.stride / 32) {
-                scales[i + i / 2] = x.scales[first * scales_in_row + i];
+                if comptime!(summed) {
+                    sums[at] = x.sums[first * in_row + i];
+                }
+                // Half as many.
+                if i < comptime!(rows * x.stride / 32) {
+                    scales[i + i / 2] = x.scales[first * scales_in_row + i];
+                }
                 i += CUBE_DIM as usize;
             }
         }
@@ -225,8 +253,8 @@ impl Staged {
         }
     }
 
-    /// Sum of the vector's values times its scale.
-    pub fn sum(&self, x: &Input, row: usize, offset: usize, at: usize) -> f32 {
+    /// Sum of the vector's values.
+    pub fn sum(&self, x: &Input, row: usize, offset: usize, at: usize) -> i32 {
         if comptime!(self.rows > 0) {
             self.sums[row * comptime!(staged_quads(x.stride)) + at + at / 4]
         } else {

@@ -1,0 +1,214 @@
+//! Weights on their way from memory: all loads of a lane's turn are under way before the first is waited for.
+//!
+//! NVIDIA's assembler thinks of registers first: it moves a load that nothing can have changed down to its use, past
+//! barriers too, and then each is waited for alone. So there weights are loaded as if somebody might write them, and
+//! [`pin`] keeps such loads before it.
+
+use super::dot::{Eight, Quad, Weights, one_turn, steps};
+use super::plane::{lane, ptx};
+use crate::layout::Format;
+use cubecl::prelude::*;
+use half::f16;
+
+/// Weights of some units of some rows, on their way: all loads are under way before the first is waited for.
+#[derive(CubeType)]
+pub struct Held {
+    /// Quants, or f32 values.
+    pub quads: Array<Quad>,
+    /// f16 values.
+    pub halves: Array<Eight>,
+    /// Two for each unit: its scale, and where the format has one, its minimum.
+    pub scales: Array<f16>,
+    /// Likewise within blocks.
+    pub sub: Array<u32>,
+}
+
+/// Room for `steps` units of each of `rows` rows.
+#[cube]
+fn room(#[comptime] steps: usize, #[comptime] rows: usize, #[comptime] format: Format) -> Held {
+    let (count, half) = (comptime!(steps * rows), comptime!(format == Format::F16));
+    Held {
+        quads: Array::<Quad>::new(comptime!(if half { 1 } else { count })),
+        halves: Array::<Eight>::new(comptime!(if half { count } else { 1 })),
+        scales: Array::<f16>::new(comptime!(2 * count)),
+        sub: Array::<u32>::new(comptime!(2 * count)),
+    }
+}
+
+/// A lane's first turn for `rows` rows of `w`, from `first` on.
+#[cube]
+pub fn fetch_rows(w: &Weights, first: usize, #[comptime] rows: usize) -> Held {
+    let mut held = room_for_turn(w, rows);
+    fetch_turn(w, &mut held, first, first_unit(w), rows);
+    held
+}
+
+/// Room for a turn of a lane.
+#[cube]
+pub fn room_for_turn(w: &Weights, #[comptime] rows: usize) -> Held {
+    room(comptime!(steps(w.format, w.input, w.plane)), rows, w.format)
+}
+
+/// Lanes beyond the end of a short row fetch its last unit, for nothing.
+#[cube]
+fn first_unit(w: &Weights) -> usize {
+    if comptime!(one_turn(w.format, w.input, w.plane)) {
+        lane()
+    } else {
+        usize::min(lane(), comptime!(w.input / w.format.unit() - 1))
+    }
+}
+
+/// Fetches units `u, u + PLANE_DIM, ...`: those of a lane's turn.
+#[cube]
+pub fn fetch_turn(w: &Weights, held: &mut Held, first: usize, u: usize, #[comptime] rows: usize) {
+    #[unroll]
+    for step in 0..comptime!(steps(w.format, w.input, w.plane)) {
+        #[unroll]
+        for r in 0..rows {
+            fetch_unit(w, held, first + r, u + comptime!(step * w.plane), comptime!(step * rows + r));
+        }
+    }
+    pin(w);
+}
+
+/// Unit `u` of row `row` of two matrices of one kind: the two rows that they hold.
+#[cube]
+pub fn fetch_both(one: &Weights, other: &Weights, row: usize, u: usize) -> Held {
+    let mut held = room(1usize, 2usize, one.format);
+    fetch_unit(one, &mut held, row, u, 0usize);
+    fetch_unit(other, &mut held, row, u, 1usize);
+    pin(one);
+    held
+}
+
+/// Fetches unit `u` of a row to place `i`.
+#[cube]
+fn fetch_unit(w: &Weights, held: &mut Held, row: usize, u: usize, #[comptime] i: usize) {
+    let at = row * comptime!(w.input / w.format.unit()) + u;
+    let format = comptime!(w.format);
+    if comptime!(format == Format::F16) {
+        held.halves[i] = load_eight(w.halves.index(0usize), at);
+    } else {
+        held.quads[i] = load_quad(w.quants.index(0usize), at);
+    }
+    match comptime!(format) {
+        Format::F32 | Format::F16 => {}
+        Format::Q8 => held.scales[comptime!(2 * i)] = load_half(w.scales.index(0usize), at / 2),
+        Format::Iq2 => {
+            held.scales[comptime!(2 * i)] = load_half(w.scales.index(0usize), at / 4);
+            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), at / 4);
+        }
+        Format::Q2K => {
+            let (scale, min) = load_halves(w.scales.index(0usize), at / 4);
+            held.scales[comptime!(2 * i)] = scale;
+            held.scales[comptime!(2 * i + 1)] = min;
+            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), at);
+        }
+        Format::Q4K => {
+            let (block, word) = (at / 8, at / 8 * 4 + at / 4 % 2);
+            let (scale, min) = load_halves(w.scales.index(0usize), block);
+            held.scales[comptime!(2 * i)] = scale;
+            held.scales[comptime!(2 * i + 1)] = min;
+            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), word);
+            held.sub[comptime!(2 * i + 1)] = load_word(w.sub.index(0usize), word + 2);
+        }
+    }
+}
+
+/// Keeps the loads of weights before it there, and those of [`load_x`] behind it: a store that never happens, to an
+/// address that the assembler cannot tell from theirs.
+#[cube]
+fn pin(w: &Weights) {
+    let device = comptime::device_properties().comptime();
+    if comptime!(ptx(&device)) {
+        if comptime!(w.format == Format::F16) {
+            let from = unsafe { w.halves.index(0usize)[0..1].as_ptr_unchecked() };
+            gpu_asm!("{{.reg .pred p; setp.eq.u64 p, {at}, 0; @p st.u32 [{at}], 0;}}", at = in(_) from);
+        } else {
+            let from = unsafe { w.quants.index(0usize)[0..1].as_ptr_unchecked() };
+            gpu_asm!("{{.reg .pred p; setp.eq.u64 p, {at}, 0; @p st.u32 [{at}], 0;}}", at = in(_) from);
+        }
+    }
+}
+
+/// A vector of activations, or where it is not `wide` one value, after the weights that it meets.
+#[cube]
+pub fn load_x<T: CubePrimitive>(from: &[T], at: usize, #[comptime] wide: bool) -> T {
+    let device = comptime::device_properties().comptime();
+    if comptime!(ptx(&device)) {
+        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
+        let vector = comptime!(if wide { ".v4" } else { "" });
+        let out: T;
+        gpu_asm!("ld.global{vector}.b32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
+        out
+    } else {
+        from[at]
+    }
+}
+
+#[cube]
+fn load_quad(from: &[Quad], at: usize) -> Quad {
+    let device = comptime::device_properties().comptime();
+    if comptime!(ptx(&device)) {
+        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
+        let out: Quad;
+        gpu_asm!("ld.global.L1::no_allocate.v4.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
+        out
+    } else {
+        from[at]
+    }
+}
+
+#[cube]
+fn load_eight(from: &[Eight], at: usize) -> Eight {
+    let device = comptime::device_properties().comptime();
+    if comptime!(ptx(&device)) {
+        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
+        let out: Quad;
+        gpu_asm!("ld.global.L1::no_allocate.v4.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
+        Eight::reinterpret(out)
+    } else {
+        from[at]
+    }
+}
+
+#[cube]
+fn load_half(from: &[f16], at: usize) -> f16 {
+    let device = comptime::device_properties().comptime();
+    if comptime!(ptx(&device)) {
+        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
+        let out: u16;
+        gpu_asm!("ld.global.u16 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
+        f16::reinterpret(out)
+    } else {
+        from[at]
+    }
+}
+
+/// The `at`th pair.
+#[cube]
+fn load_halves(from: &[f16], at: usize) -> (f16, f16) {
+    let device = comptime::device_properties().comptime();
+    if comptime!(ptx(&device)) {
+        let from = unsafe { from[2 * at..2 * at + 1].as_ptr_unchecked() };
+        let out: u32;
+        gpu_asm!("ld.global.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
+        (f16::reinterpret(u16::cast_from(out & 0xffff)), f16::reinterpret(u16::cast_from(out >> 16)))
+    } else {
+        (from[2 * at], from[2 * at + 1])
+    }
+}
+
+#[cube]
+fn load_word(from: &[u32], at: usize) -> u32 {
+    let device = comptime::device_properties().comptime();
+    if comptime!(ptx(&device)) {
+        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
+        let out: u32;
+        gpu_asm!("ld.global.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
+        out
+    } else {
+        from[at]
+    }
+}
