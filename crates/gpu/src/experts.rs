@@ -7,7 +7,7 @@ use crate::kernels::dot::Form;
 use crate::kernels::experts::{self, Expert, ROUTE_UNITS, RouteShape};
 use crate::kernels::grouped::{self, ExpertMatmul};
 use crate::kernels::matmul::{self, Tiling};
-use crate::kernels::tables::{TABLES_BYTES, staged_bytes};
+use crate::kernels::tables::{staged_bytes, tables_bytes};
 use crate::layout::Format;
 use crate::project::rows_per_plane;
 use crate::rows::{Matrix, Routes, Rows};
@@ -124,7 +124,7 @@ impl Stage {
         let units = routed.iter().map(|m| m.units()).min().unwrap_or(1);
         let per_plane = rows_per_plane(units, self.abilities.plane, 4, rows);
         let tables = routed.iter().chain([&&ffn.shared.down]).any(|m| m.format == Format::Iq2);
-        let others = PRODUCTS_BYTES + joins + if tables { TABLES_BYTES } else { 0 };
+        let others = PRODUCTS_BYTES + joins + if tables { tables_bytes(self.abilities.ptx) } else { 0 };
         let long = [Format::Iq2, Format::Q2K].iter().any(|f| routed.iter().all(|m| m.format == *f));
         Expert {
             hidden: self.shape.expert_width,

@@ -8,7 +8,7 @@ use crate::kernels::dot::{InputLaunch, WeightsLaunch};
 use crate::kernels::experts::Expert;
 use crate::kernels::hyper::{self, Hyper, MIX_UNITS};
 use crate::kernels::join;
-use crate::kernels::tables::TABLES_BYTES;
+use crate::kernels::tables::tables_bytes;
 use crate::layout::Format;
 use crate::project::{columns, planes};
 use crate::rows::{Matrix, Rows, Vector};
@@ -155,7 +155,7 @@ impl Stage {
         // Beside the tables of a format.
         let fits = part == self.planes() * JOINED_ROWS
             && self.shape.width.is_multiple_of(part)
-            && self.join_bytes(columns(n)) + TABLES_BYTES <= self.abilities.shared;
+            && self.join_bytes(columns(n)) + tables_bytes(self.abilities.ptx) <= self.abilities.shared;
         (fits && n <= FEW_ROWS && !self.current.observed).then_some(part)
     }
 

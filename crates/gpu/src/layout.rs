@@ -121,17 +121,6 @@ pub fn tensor_bytes(name: &str, ty: TensorType, dims: &[u64], exact: bool) -> u6
     }
 }
 
-/// Some rows in device layout.
-#[derive(Default)]
-pub(crate) struct Packed {
-    /// Quants.
-    pub(crate) quants: Vec<u8>,
-    /// f16 scales, little endian.
-    pub(crate) scales: Vec<u8>,
-    /// Scales within blocks.
-    pub(crate) sub: Vec<u8>,
-}
-
 /// The parts of one row, to be filled.
 struct RowOut<'a> {
     quants: &'a mut [u8],
@@ -139,25 +128,24 @@ struct RowOut<'a> {
     sub: &'a mut [u8],
 }
 
-/// Brings rows `first..first + count` of `input` values into device layout.
+/// Brings rows `first..first + count` of `input` values into device layout: quants, scales (f16, little endian) and scales
+/// within blocks go to the beginning of `out`.
 pub(crate) fn pack(
     tensor: &Tensor,
     format: Format,
     input: usize,
     first: usize,
     count: usize,
-    out: &mut Packed,
+    out: &mut [&mut [u8]; 3],
 ) -> Result<(), BackendError> {
     let row_bytes = tensor.ty().bytes_of(input as u64) as usize;
     let bytes = &tensor.bytes()[first * row_bytes..(first + count) * row_bytes];
     let (q, s, b) = (format.quant_bytes(input), 2 * format.scales(input), format.sub_bytes(input));
-    out.quants.resize(count * q, 0);
-    out.scales.resize(count * s, 0);
-    out.sub.resize(count * b, 0);
+    let [quants, scales, sub] = out;
     // Scales may be absent, and an empty slice has no chunks; so rows are cut off one by one.
-    let (mut scales, mut sub) = (&mut out.scales[..], &mut out.sub[..]);
+    let (mut scales, mut sub) = (&mut scales[..count * s], &mut sub[..count * b]);
     let mut rows = Vec::with_capacity(count);
-    for (bytes, quants) in bytes.chunks_exact(row_bytes).zip(out.quants.chunks_exact_mut(q)) {
+    for (bytes, quants) in bytes.chunks_exact(row_bytes).zip(quants.chunks_exact_mut(q)) {
         let (row_scales, rest_scales) = std::mem::take(&mut scales).split_at_mut(s);
         let (row_sub, rest_sub) = std::mem::take(&mut sub).split_at_mut(b);
         (scales, sub) = (rest_scales, rest_sub);
@@ -251,9 +239,21 @@ fn pack_iq2(blocks: &[BlockIq2Xxs], out: RowOut<'_>) {
 /// The signs of eight weights in the lowest bits of eight nibbles, of the lowest seven bits of `stored`: the eighth makes
 /// the number of minus signs even.
 fn nibble_signs(stored: u32) -> u32 {
-    let seven = stored & 127;
-    let eight = seven | (seven.count_ones() & 1) << 7;
-    (0..8).map(|j| ((eight >> j) & 1) << (4 * j)).sum()
+    const TABLE: [u32; 128] = {
+        let mut table = [0; 128];
+        let mut seven = 0u32;
+        while seven < 128 {
+            let eight = seven | (seven.count_ones() & 1) << 7;
+            let mut j = 0;
+            while j < 8 {
+                table[seven as usize] |= ((eight >> j) & 1) << (4 * j);
+                j += 1;
+            }
+            seven += 1;
+        }
+        table
+    };
+    TABLE[(stored & 127) as usize]
 }
 
 /// The four planes of two bits of a byte hold weights 32 apart in a file; here 16 apart, so that a unit is 64 weights
@@ -315,15 +315,14 @@ mod tests {
                 let data = vec![127; ty.bytes_of(rows * input) as usize];
                 let file = file(name, ty, &[input, rows], data);
                 let format = Format::of_tensor(name, ty, exact).unwrap();
-                let mut packed = Packed::default();
+                let [q, s, b] = [format.quant_bytes(512), 2 * format.scales(512), format.sub_bytes(512)]
+                    .map(|row| vec![0; row * rows as usize]);
+                let mut packed = [q, s, b];
+                let bytes = packed.iter().map(Vec::len).sum::<usize>() as u64;
                 let tensor = file.tensor(name).unwrap();
-                pack(&tensor, format, input as usize, 0, rows as usize, &mut packed).unwrap();
-                let bytes = packed.quants.len() + packed.scales.len() + packed.sub.len();
-                assert_eq!(
-                    tensor_bytes(name, ty, &[input, rows], exact),
-                    bytes as u64,
-                    "{name} {ty:?} {exact}"
-                );
+                let mut out = packed.each_mut().map(|part| &mut part[..]);
+                pack(&tensor, format, input as usize, 0, rows as usize, &mut out).unwrap();
+                assert_eq!(tensor_bytes(name, ty, &[input, rows], exact), bytes, "{name} {ty:?} {exact}");
             }
         }
         assert_eq!(tensor_bytes("norm", TensorType::F32, &[input], false), 4 * input);

@@ -28,6 +28,7 @@ mod logits;
 mod project;
 mod rows;
 mod stage;
+mod staging;
 mod store;
 mod timer;
 

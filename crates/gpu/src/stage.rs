@@ -9,11 +9,13 @@ use crate::hyper::{Join, LastProduct};
 use crate::kernels::cache::RowShape;
 use crate::kernels::dot::Form;
 use crate::kernels::hyper::MIX_UNITS;
+use crate::kernels::plane::ptx;
 use crate::kernels::select::STRETCH;
 use crate::kernels::tables;
-use crate::layout::{Format, Packed, pack};
+use crate::layout::{Format, pack};
 use crate::logits::Finding;
 use crate::rows::{Matrix, Routes, Rows, Selection};
+use crate::staging::{PIECE, Staging};
 use crate::store::{Arena, Sizes, Store};
 use crate::timer::Timer;
 use cubecl::client::Client;
@@ -51,6 +53,8 @@ pub(crate) struct Abilities {
     pub(crate) tile: Option<usize>,
     /// Whether a tile's parts are known to units.
     pub(crate) fragments: bool,
+    /// Whether kernels are compiled to PTX.
+    pub(crate) ptx: bool,
     /// Bytes of shared memory of a cube.
     pub(crate) shared: usize,
 }
@@ -143,7 +147,7 @@ pub(crate) struct Stage {
     /// The form of the pass, if it can be recorded.
     key: Option<Key>,
     arenas: Vec<Arc<Arena>>,
-    staging: Packed,
+    staging: Staging,
 }
 
 impl Stage {
@@ -167,6 +171,7 @@ impl Stage {
             few: if tile.is_some() { FEW_ROWS } else { usize::MAX },
             tile,
             fragments: has_fragments(&client),
+            ptx: ptx(client.properties()),
             shared: hardware.max_shared_memory_size,
         };
         let rows = options.max_rows;
@@ -222,7 +227,7 @@ impl Stage {
             absorbing: None,
             recorder: Recorder::default(),
             arenas: Vec::new(),
-            staging: Packed::default(),
+            staging: Staging::default(),
             shape: shape.clone(),
             options,
             abilities,
@@ -239,34 +244,33 @@ impl Stage {
         rows: usize,
         input: usize,
     ) -> Result<Matrix, BackendError> {
-        // Small enough that the allocator hands out the same memory again: fresh pages would cost more than packing.
-        const CHUNK: usize = 16 << 20;
-        // Chunks that may wait for the device: packing goes on meanwhile, but not far ahead.
+        // Writes that may wait for the device.
         const AHEAD: usize = 4;
-        let (q, s, b) = (format.quant_bytes(input), 2 * format.scales(input), format.sub_bytes(input));
-        let buffer = |row: usize| Buffer::new(&self.client, (rows * row) as u64);
-        let (quants, scales, sub) = (buffer(q), buffer(s), buffer(b));
-        let step = (CHUNK / q).clamp(1, rows).next_multiple_of(2);
-        let mut first = 0;
-        while first < rows {
+        let parts = [format.quant_bytes(input), 2 * format.scales(input), format.sub_bytes(input)];
+        let buffers = parts.map(|row| Buffer::new(&self.client, (rows * row) as u64));
+        let longest = parts.iter().copied().max().unwrap_or(1);
+        if 2 * longest > PIECE {
+            let name = tensor.name();
+            return Err(BackendError::new(format!("tensor {name}: rows of {input} values are too long")));
+        }
+        // An even number, so that parts of rows begin at whole words.
+        let step = (PIECE / longest) & !1;
+        for (i, first) in (0..rows).step_by(step).enumerate() {
             let count = step.min(rows - first);
-            pack(tensor, format, input, first, count, &mut self.staging)?;
-            for (buffer, bytes, row) in [
-                (&quants, &mut self.staging.quants, q),
-                (&scales, &mut self.staging.scales, s),
-                (&sub, &mut self.staging.sub, b),
-            ] {
-                if row > 0 {
-                    let mut bytes = std::mem::take(bytes);
-                    bytes.resize(bytes.len().next_multiple_of(4), 0);
-                    buffer.write(&self.client, (first * row) as u64, bytes);
+            let mut pieces = parts.map(|row| (row > 0).then(|| self.staging.piece(&self.client)));
+            let mut out = pieces.each_mut().map(|piece| piece.as_deref_mut().unwrap_or_default());
+            pack(tensor, format, input, first, count, &mut out)?;
+            for ((piece, buffer), row) in pieces.into_iter().zip(&buffers).zip(parts) {
+                if let Some(piece) = piece {
+                    let bytes = self.staging.lend(piece, (count * row).next_multiple_of(4));
+                    buffer.write_bytes(&self.client, (first * row) as u64, bytes);
                 }
             }
-            first += count;
-            if first == rows || (first / step).is_multiple_of(AHEAD) {
+            if (i + 1).is_multiple_of(AHEAD) || first + count == rows {
                 self.client.flush().map_err(device_error)?;
             }
         }
+        let [quants, scales, sub] = buffers;
         let plane = if self.abilities.certain { self.abilities.plane as usize } else { 0 };
         Ok(Matrix { stage: self.index, quants, scales, sub, format, rows, input, plane })
     }

@@ -14,7 +14,7 @@
 //!
 //! The order of every sum depends on the row alone, never on how many rows of activations there are.
 
-use super::fetch::{Held, fetch_turn, load_x, room_for_turn};
+use super::fetch::{Held, fetch_rows, load_x};
 use super::plane::{lane, lanes};
 use super::tables::{Staged, Tables};
 use crate::layout::Format;
@@ -56,20 +56,9 @@ pub const fn steps(format: Format, input: usize, plane: usize) -> usize {
     let units = input / format.unit();
     match plane {
         0 => 1,
-        _ if units.is_multiple_of(4 * plane) => 4,
         _ if units.is_multiple_of(2 * plane) => 2,
         _ => 1,
     }
-}
-
-/// Whether every lane of a plane has just one turn for a row.
-pub const fn one_turn(format: Format, input: usize, plane: usize) -> bool {
-    plane > 0 && input / format.unit() == steps(format, input, plane) * plane
-}
-
-/// Whether rows are whole turns of a plane.
-pub const fn whole(format: Format, input: usize, plane: usize) -> bool {
-    plane > 0 && (input / format.unit()).is_multiple_of(plane)
 }
 
 /// Activations, in all forms that products want.
@@ -122,47 +111,24 @@ pub enum Form {
     Both,
 }
 
+/// Turns of a lane for a row, where all lanes have as many; else 0.
+pub const fn turns(format: Format, input: usize, plane: usize) -> usize {
+    let units = input / format.unit();
+    if plane > 0 && units.is_multiple_of(plane) { units / plane / steps(format, input, plane) } else { 0 }
+}
+
+/// Turns on their way.
+const AHEAD: usize = 2;
+
+/// Most turns of a row whose loop is unrolled, so that the next turn's weights are on their way while one is multiplied.
+const MOST_UNROLLED: usize = 8;
+
 /// Adds to `acc[row * columns + column]` this lane's share of the products of `rows` rows of `w`, from `first`
 /// on, with `columns` rows of `x`: column `c` is row `index[c]` (of those staged, if there are any), from value `offset`
-/// on. In few registers: for large cubes, and where a lane has one turn.
+/// on.
 #[cube]
 pub fn dot_rows(
     w: &Weights,
-    x: &Input,
-    tables: &Tables,
-    first: usize,
-    index: &Array<u32>,
-    offset: usize,
-    acc: &mut Array<f32>,
-    #[comptime] rows: usize,
-    #[comptime] columns: usize,
-) {
-    let staged = Staged::none(x);
-    let mut held = room_for_turn(w, rows);
-    let mut begin = 0usize;
-    while begin < comptime!(w.input / w.format.unit()) {
-        let u = begin + lane();
-        if takes_part(w, u) {
-            fetch_turn(w, &mut held, first, u, rows);
-            dot_turn(w, &held, x, tables, &staged, u, index, offset, acc, rows, columns);
-        }
-        begin += comptime!(steps(w.format, w.input, w.plane)) * lanes();
-    }
-}
-
-/// Whether the lane whose unit is `u` has a turn: known beforehand where rows are whole turns, so that a plane goes one way.
-#[cube]
-fn takes_part(w: &Weights, u: usize) -> bool {
-    let units = comptime!(w.input / w.format.unit());
-    if comptime!(whole(w.format, w.input, w.plane)) { true.runtime() } else { u < units }
-}
-
-/// The same where the first turn is `held` already. The compiler can have the next one on its way while one is
-/// multiplied.
-#[cube]
-pub fn dot_held(
-    w: &Weights,
-    held: &mut Held,
     x: &Input,
     tables: &Tables,
     staged: &Staged,
@@ -173,21 +139,42 @@ pub fn dot_held(
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
-    let units = comptime!(w.input / w.format.unit());
-    let mut begin = 0usize;
-    while begin < units {
-        let u = begin + lane();
-        if takes_part(w, u) {
-            dot_turn(w, &*held, x, tables, staged, u, index, offset, acc, rows, columns);
+    let (turns, span) = comptime!((
+        turns(w.format, w.input, w.plane),
+        steps(w.format, w.input, w.plane) * usize::max(w.plane, 1)
+    ));
+    if comptime!(turns > 0 && turns <= MOST_UNROLLED && columns == 1) {
+        let mut coming = Sequence::<Held>::new();
+        #[unroll]
+        for t in 0..comptime!(usize::min(AHEAD, turns)) {
+            coming.push(fetch_rows(w, first, lane() + comptime!(t * span), rows));
         }
-        begin += comptime!(steps(w.format, w.input, w.plane)) * lanes();
-        if comptime!(!one_turn(w.format, w.input, w.plane)) {
-            let u = begin + lane();
-            if begin < units && takes_part(w, u) {
-                fetch_turn(w, held, first, u, rows);
+        #[unroll]
+        for t in 0..turns {
+            if comptime!(t + AHEAD < turns) {
+                coming.push(fetch_rows(w, first, lane() + comptime!((t + AHEAD) * span), rows));
             }
+            let u = lane() + comptime!(t * span);
+            dot_turn(w, coming.index(t), x, tables, staged, u, index, offset, acc, rows, columns);
+        }
+    } else {
+        let mut begin = 0usize;
+        while begin < comptime!(w.input / w.format.unit()) {
+            let u = begin + lane();
+            if takes_part(w, u) {
+                let held = fetch_rows(w, first, u, rows);
+                dot_turn(w, &held, x, tables, staged, u, index, offset, acc, rows, columns);
+            }
+            begin += comptime!(steps(w.format, w.input, w.plane)) * lanes();
         }
     }
+}
+
+/// Whether the lane whose unit is `u` has a turn: known beforehand where rows are whole turns, so that a plane goes one way.
+#[cube]
+fn takes_part(w: &Weights, u: usize) -> bool {
+    let units = comptime!(w.input / w.format.unit());
+    if comptime!(turns(w.format, w.input, w.plane) > 0) { true.runtime() } else { u < units }
 }
 
 /// [`dot_rows`] of one row and one row of activations.
@@ -195,13 +182,13 @@ pub fn dot_held(
 pub fn dot_row(w: &Weights, x: &Input, tables: &Tables, row: usize, index: &Array<u32>) -> f32 {
     let mut acc = Array::<f32>::new(1usize);
     acc[0] = 0.0f32;
-    dot_rows(w, x, tables, row, index, 0usize, &mut acc, 1usize, 1usize);
+    dot_rows(w, x, tables, &Staged::none(x), row, index, 0usize, &mut acc, 1usize, 1usize);
     acc[0]
 }
 
 /// A turn, of units from `u` on.
 #[cube]
-fn dot_turn(
+pub fn dot_turn(
     w: &Weights,
     held: &Held,
     x: &Input,

@@ -1,7 +1,7 @@
 //! Router, routed experts and the shared expert, for few rows (A.8).
 
 use super::common::{Real, sigmoid, store_four};
-use super::dot::{Four, Input, Output, Weights, dot_held, dot_row, dot_rows, dot_unit, one_turn, whole};
+use super::dot::{Four, Input, Output, Weights, dot_row, dot_rows, dot_turn, dot_unit, steps, turns};
 use super::fetch::{Held, fetch_both, fetch_rows};
 use super::plane::{lane, plane, plane_total, planes};
 use super::tables::{Staged, Tables};
@@ -196,15 +196,17 @@ pub fn hidden(
     let from = expert * comptime!(s.hidden) + usize::min(first + own, comptime!(s.hidden - s.per_plane));
     // A unit of both matrices at a time, so that few registers are needed and many planes find room; the next are on their
     // way.
-    let (rows, units) = (comptime!(s.per_plane), comptime!(gate.input / gate.format.unit()));
-    let together = comptime!(gate.format == up.format && whole(gate.format, gate.input, gate.plane));
-    let turns = comptime!(units / usize::max(gate.plane, 1));
+    let rows = comptime!(s.per_plane);
+    // Units of a row that a lane has.
+    let units =
+        comptime!(turns(gate.format, gate.input, gate.plane) * steps(gate.format, gate.input, gate.plane));
+    let together = comptime!(gate.format == up.format && units > 0);
     let mut coming = Sequence::<Held>::new();
     if comptime!(together) {
         #[unroll]
-        for i in 0..comptime!(usize::min(UNITS_AHEAD, rows * turns)) {
-            let u = lane() + comptime!(i % turns * gate.plane);
-            coming.push(fetch_both(gate, up, from + comptime!(i / turns), u));
+        for i in 0..comptime!(usize::min(UNITS_AHEAD, rows * units)) {
+            let u = lane() + comptime!(i % units * gate.plane);
+            coming.push(fetch_both(gate, up, from + comptime!(i / units), u));
         }
     }
     let staged = stage(x, row, gate, 1usize, s.staged);
@@ -221,11 +223,11 @@ pub fn hidden(
             both[0] = 0.0f32;
             both[1] = 0.0f32;
             #[unroll]
-            for t in 0..turns {
-                let (i, later) = comptime!((r * turns + t, r * turns + t + UNITS_AHEAD));
-                if comptime!(later < rows * turns) {
-                    let u = lane() + comptime!(later % turns * gate.plane);
-                    coming.push(fetch_both(gate, up, from + comptime!(later / turns), u));
+            for t in 0..units {
+                let (i, later) = comptime!((r * units + t, r * units + t + UNITS_AHEAD));
+                if comptime!(later < rows * units) {
+                    let u = lane() + comptime!(later % units * gate.plane);
+                    coming.push(fetch_both(gate, up, from + comptime!(later / units), u));
                 }
                 let (held, u) = (coming.index(i), lane() + comptime!(t * gate.plane));
                 dot_unit(
@@ -322,7 +324,7 @@ const AHEAD: usize = 3;
 
 /// Whether the weights of some experts are on the way while one is multiplied: where a lane has one turn for a row.
 const fn ahead(format: Format, input: usize, plane: usize) -> usize {
-    if one_turn(format, input, plane) { AHEAD } else { 0 }
+    if turns(format, input, plane) == 1 { AHEAD } else { 0 }
 }
 
 /// Row `first` of expert `slot` of a row.
@@ -343,7 +345,7 @@ pub fn fetch_down(
     let mut coming = Sequence::<Held>::new();
     #[unroll]
     for slot in 0..comptime!(usize::min(ahead(routed.format, routed.input, routed.plane), s.used)) {
-        coming.push(fetch_rows(routed, row_of(ids, row, first, slot, s), s.per_plane));
+        coming.push(fetch_rows(routed, row_of(ids, row, first, slot, s), lane(), s.per_plane));
     }
     coming
 }
@@ -371,17 +373,24 @@ pub fn down_rows(
     }
     let place = row * comptime!(s.used + 1);
     index[0] = (place + comptime!(s.used)) as u32;
-    dot_rows(shared, hidden, tables, first, &index, 0usize, &mut acc, per_plane, 1usize);
+    let none = Staged::none(hidden);
+    dot_rows(shared, hidden, tables, &none, first, &index, 0usize, &mut acc, per_plane, 1usize);
     #[unroll]
     for slot in 0..comptime!(s.used) {
         index[0] = (if comptime!(s.staged) { slot.runtime() } else { place + slot }) as u32;
-        let later = comptime!(slot + ahead(routed.format, routed.input, routed.plane));
-        if comptime!(later < s.used) {
-            coming.push(fetch_rows(routed, row_of(ids, row, first, later, s), per_plane));
+        let ahead = comptime!(ahead(routed.format, routed.input, routed.plane));
+        if comptime!(ahead > 0) {
+            let later = comptime!(slot + ahead);
+            if comptime!(later < s.used) {
+                coming.push(fetch_rows(routed, row_of(ids, row, first, later, s), lane(), per_plane));
+            }
+            let held = coming.index(slot);
+            let u = lane();
+            dot_turn(routed, held, hidden, tables, staged, u, &index, 0usize, &mut acc, per_plane, 1usize);
+        } else {
+            let from = row_of(ids, row, first, slot, s);
+            dot_rows(routed, hidden, tables, staged, from, &index, 0usize, &mut acc, per_plane, 1usize);
         }
-        let held = coming.index_mut(slot);
-        let from = row_of(ids, row, first, slot, s);
-        dot_held(routed, held, hidden, tables, staged, from, &index, 0usize, &mut acc, per_plane, 1usize);
     }
     acc
 }

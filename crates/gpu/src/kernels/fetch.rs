@@ -4,8 +4,8 @@
 //! barriers too, and then each is waited for alone. So there weights are loaded as if somebody might write them, and
 //! [`pin`] keeps such loads before it.
 
-use super::dot::{Eight, Quad, Weights, one_turn, steps};
-use super::plane::{lane, ptx};
+use super::dot::{Eight, Quad, Weights, steps};
+use super::plane::ptx;
 use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
@@ -35,41 +35,20 @@ fn room(#[comptime] steps: usize, #[comptime] rows: usize, #[comptime] format: F
     }
 }
 
-/// A lane's first turn for `rows` rows of `w`, from `first` on.
+/// A lane's turn for `rows` rows of `w`, from row `first` on: units `u, u + PLANE_DIM, ...`.
 #[cube]
-pub fn fetch_rows(w: &Weights, first: usize, #[comptime] rows: usize) -> Held {
-    let mut held = room_for_turn(w, rows);
-    fetch_turn(w, &mut held, first, first_unit(w), rows);
-    held
-}
-
-/// Room for a turn of a lane.
-#[cube]
-pub fn room_for_turn(w: &Weights, #[comptime] rows: usize) -> Held {
-    room(comptime!(steps(w.format, w.input, w.plane)), rows, w.format)
-}
-
-/// Lanes beyond the end of a short row fetch its last unit, for nothing.
-#[cube]
-fn first_unit(w: &Weights) -> usize {
-    if comptime!(one_turn(w.format, w.input, w.plane)) {
-        lane()
-    } else {
-        usize::min(lane(), comptime!(w.input / w.format.unit() - 1))
-    }
-}
-
-/// Fetches units `u, u + PLANE_DIM, ...`: those of a lane's turn.
-#[cube]
-pub fn fetch_turn(w: &Weights, held: &mut Held, first: usize, u: usize, #[comptime] rows: usize) {
+pub fn fetch_rows(w: &Weights, first: usize, u: usize, #[comptime] rows: usize) -> Held {
+    let mut held = room(comptime!(steps(w.format, w.input, w.plane)), rows, w.format);
     #[unroll]
     for step in 0..comptime!(steps(w.format, w.input, w.plane)) {
         #[unroll]
         for r in 0..rows {
-            fetch_unit(w, held, first + r, u + comptime!(step * w.plane), comptime!(step * rows + r));
+            let u = u + comptime!(step * w.plane);
+            fetch_unit(w, &mut held, first + r, u, comptime!(step * rows + r));
         }
     }
     pin(w);
+    held
 }
 
 /// Unit `u` of row `row` of two matrices of one kind: the two rows that they hold.
@@ -116,19 +95,24 @@ fn fetch_unit(w: &Weights, held: &mut Held, row: usize, u: usize, #[comptime] i:
     }
 }
 
+/// Where a value is.
+#[cube]
+fn address<T: CubePrimitive>(from: &[T], at: usize) -> *const T {
+    // SAFETY: as for every index of a kernel, the host launches it with buffers that are long enough.
+    unsafe { from[at..at + 1].as_ptr_unchecked() }
+}
+
 /// Keeps the loads of weights before it there, and those of [`load_x`] behind it: a store that never happens, to an
 /// address that the assembler cannot tell from theirs.
 #[cube]
 fn pin(w: &Weights) {
     let device = comptime::device_properties().comptime();
-    if comptime!(ptx(&device)) {
-        if comptime!(w.format == Format::F16) {
-            let from = unsafe { w.halves.index(0usize)[0..1].as_ptr_unchecked() };
-            gpu_asm!("{{.reg .pred p; setp.eq.u64 p, {at}, 0; @p st.u32 [{at}], 0;}}", at = in(_) from);
-        } else {
-            let from = unsafe { w.quants.index(0usize)[0..1].as_ptr_unchecked() };
-            gpu_asm!("{{.reg .pred p; setp.eq.u64 p, {at}, 0; @p st.u32 [{at}], 0;}}", at = in(_) from);
-        }
+    if comptime!(ptx(&device) && w.format == Format::F16) {
+        let at = address(w.halves.index(0usize), 0usize);
+        gpu_asm!("{{.reg .pred p; setp.eq.u64 p, {at}, 0; @p st.u32 [{at}], 0;}}", at = in(_) at);
+    } else if comptime!(ptx(&device)) {
+        let at = address(w.quants.index(0usize), 0usize);
+        gpu_asm!("{{.reg .pred p; setp.eq.u64 p, {at}, 0; @p st.u32 [{at}], 0;}}", at = in(_) at);
     }
 }
 
@@ -137,7 +121,7 @@ fn pin(w: &Weights) {
 pub fn load_x<T: CubePrimitive>(from: &[T], at: usize, #[comptime] wide: bool) -> T {
     let device = comptime::device_properties().comptime();
     if comptime!(ptx(&device)) {
-        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
+        let from = address(from, at);
         let vector = comptime!(if wide { ".v4" } else { "" });
         let out: T;
         gpu_asm!("ld.global{vector}.b32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
@@ -147,37 +131,32 @@ pub fn load_x<T: CubePrimitive>(from: &[T], at: usize, #[comptime] wide: bool) -
     }
 }
 
+/// Sixteen bytes of weights, which are read once: they need no place in the first cache.
+#[cube]
+fn load_wide<T: CubePrimitive>(from: &[T], at: usize) -> Quad {
+    let from = address(from, at);
+    let out: Quad;
+    gpu_asm!("ld.global.L1::no_allocate.v4.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
+    out
+}
+
 #[cube]
 fn load_quad(from: &[Quad], at: usize) -> Quad {
     let device = comptime::device_properties().comptime();
-    if comptime!(ptx(&device)) {
-        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
-        let out: Quad;
-        gpu_asm!("ld.global.L1::no_allocate.v4.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
-        out
-    } else {
-        from[at]
-    }
+    if comptime!(ptx(&device)) { load_wide(from, at) } else { from[at] }
 }
 
 #[cube]
 fn load_eight(from: &[Eight], at: usize) -> Eight {
     let device = comptime::device_properties().comptime();
-    if comptime!(ptx(&device)) {
-        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
-        let out: Quad;
-        gpu_asm!("ld.global.L1::no_allocate.v4.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
-        Eight::reinterpret(out)
-    } else {
-        from[at]
-    }
+    if comptime!(ptx(&device)) { Eight::reinterpret(load_wide(from, at)) } else { from[at] }
 }
 
 #[cube]
 fn load_half(from: &[f16], at: usize) -> f16 {
     let device = comptime::device_properties().comptime();
     if comptime!(ptx(&device)) {
-        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
+        let from = address(from, at);
         let out: u16;
         gpu_asm!("ld.global.u16 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
         f16::reinterpret(out)
@@ -191,7 +170,7 @@ fn load_half(from: &[f16], at: usize) -> f16 {
 fn load_halves(from: &[f16], at: usize) -> (f16, f16) {
     let device = comptime::device_properties().comptime();
     if comptime!(ptx(&device)) {
-        let from = unsafe { from[2 * at..2 * at + 1].as_ptr_unchecked() };
+        let from = address(from, 2 * at);
         let out: u32;
         gpu_asm!("ld.global.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
         (f16::reinterpret(u16::cast_from(out & 0xffff)), f16::reinterpret(u16::cast_from(out >> 16)))
@@ -204,7 +183,7 @@ fn load_halves(from: &[f16], at: usize) -> (f16, f16) {
 fn load_word(from: &[u32], at: usize) -> u32 {
     let device = comptime::device_properties().comptime();
     if comptime!(ptx(&device)) {
-        let from = unsafe { from[at..at + 1].as_ptr_unchecked() };
+        let from = address(from, at);
         let out: u32;
         gpu_asm!("ld.global.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
         out

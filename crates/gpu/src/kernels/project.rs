@@ -1,8 +1,7 @@
 //! Matrix times few rows: one plane a row of weights, all matrices of one input in one launch.
 
 use super::common::store_four;
-use super::dot::{Four, Input, Output, Weights, dot_held, dot_rows, one_turn};
-use super::fetch::fetch_rows;
+use super::dot::{Four, Input, Output, Weights, dot_rows};
 use super::plane::{lane, plane, plane_total, planes};
 use super::tables::{Staged, Tables};
 use crate::layout::Format;
@@ -88,14 +87,8 @@ fn project_rows(x: &Input, job: &mut Job, tables: &Tables, row: usize, n: u32, #
     }
     let offset = (row / comptime!(job.group)) * comptime!(job.weights.input);
     let w = &job.weights;
-    // Registers that hold the first turn pay where another one follows.
-    if comptime!(one_turn(w.format, w.input, w.plane)) {
-        dot_rows(w, x, tables, row, &index, offset, &mut acc, per_plane, columns);
-    } else {
-        let mut held = fetch_rows(w, row, per_plane);
-        let none = Staged::none(x);
-        dot_held(w, &mut held, x, tables, &none, row, &index, offset, &mut acc, per_plane, columns);
-    }
+    let none = Staged::none(x);
+    dot_rows(w, x, tables, &none, row, &index, offset, &mut acc, per_plane, columns);
     #[unroll]
     for c in 0..columns {
         #[unroll]
@@ -178,26 +171,33 @@ pub fn cube_products(
     #[comptime] per_cube: usize,
 ) {
     let own = plane() * per_plane;
+    let none = Staged::none(x);
     let mut index = Array::<u32>::new(columns);
-    let mut acc = Array::<f32>::new(comptime!(per_plane * columns));
     #[unroll]
     for c in 0..columns {
         index[c] = u32::min((first_column + c) as u32, n - 1);
     }
+    // Several rows of activations share what they meet. For one of them, a row of weights at a time takes few registers.
+    let at_once = comptime!(if columns == 1 { 1 } else { per_plane });
     #[unroll]
-    for i in 0..comptime!(per_plane * columns) {
-        acc[i] = 0.0f32;
-    }
-    if own < per_cube {
-        dot_rows(weights, x, tables, first + own, &index, offset, &mut acc, per_plane, columns);
-    }
-    #[unroll]
-    for c in 0..columns {
+    for turn in 0..comptime!(per_plane / at_once) {
+        let own = own + comptime!(turn * at_once);
+        let mut acc = Array::<f32>::new(comptime!(at_once * columns));
         #[unroll]
-        for r in 0..per_plane {
-            let sum = plane_total(acc[comptime!(r * columns + c)]);
-            if lane() == 0 && own < per_cube {
-                out[comptime!(c * per_cube + r) + own] = sum;
+        for i in 0..comptime!(at_once * columns) {
+            acc[i] = 0.0f32;
+        }
+        if own < per_cube {
+            dot_rows(weights, x, tables, &none, first + own, &index, offset, &mut acc, at_once, columns);
+        }
+        #[unroll]
+        for c in 0..columns {
+            #[unroll]
+            for r in 0..at_once {
+                let sum = plane_total(acc[comptime!(r * columns + c)]);
+                if lane() == 0 && own < per_cube {
+                    out[comptime!(c * per_cube + r) + own] = sum;
+                }
             }
         }
     }

@@ -1,8 +1,8 @@
 //! What products of a plane a row have in shared memory.
 //!
 //! The grid of IQ2_XXS, from `ds4-quant`. Each of its magnitudes is one of three, so that eight fit a word: where a device
-//! picks bytes by nibbles, that word and the signs choose eight weights in two instructions, and copies of the words keep
-//! lanes out of each other's banks. Elsewhere it holds the magnitudes themselves.
+//! picks bytes by nibbles, that word and the signs choose eight weights in two instructions, and each lane has a copy in
+//! a bank of its own. Elsewhere it holds the magnitudes themselves.
 //!
 //! Rows of activations, where weights come 64 to a vector: lanes side by side then read activations 64 bytes apart, every
 //! other one from another line of the cache.
@@ -12,14 +12,15 @@ use super::plane::{lane, ptx};
 use cubecl::prelude::*;
 use ds4_quant::IQ2XXS_GRID;
 
-/// Copies of the words of levels: neighbouring lanes read different ones.
-const COPIES: usize = 4;
-/// Bytes of shared memory of the tables, at most.
-pub const TABLES_BYTES: usize = 4 * 256 * COPIES;
+/// Copies of a word of levels, a bank each: every lane of a plane of PTX reads its own.
+const COPIES: usize = 32;
 /// The three magnitudes by level, and the negative ones.
 const LEVELS: [u32; 2] = [0x002b_1908, 0x00d5_e7f8];
-/// Lanes of a plane, at most.
-const LANES: usize = 64;
+
+/// Bytes of shared memory of the tables, where kernels are compiled to PTX and where they are not.
+pub const fn tables_bytes(ptx: bool) -> usize {
+    if ptx { 4 * 256 * COPIES } else { 8 * 256 }
+}
 
 /// The grid for the matrix units: eight magnitudes a code. Empty where no format needs it.
 #[derive(CubeType)]
@@ -33,7 +34,7 @@ pub struct Grid {
 pub struct Tables {
     grid: Grid,
     /// Eight levels a code, nibbles of a word, in copies.
-    levels: Shared<[u32]>,
+    levels: Shared<[Quad]>,
     /// [`LEVELS`], in registers: a compiler that knew the values would load them for every use.
     values: Vector<u32, Const<2>>,
     /// Address in shared memory of this lane's copy of the levels.
@@ -46,7 +47,7 @@ pub struct Tables {
 /// Words of the tables: 256 pairs of four magnitudes each, then 256 of levels, then what these are, for each lane.
 pub fn words() -> Vec<u32> {
     let levels = IQ2XXS_GRID.iter().map(|g| (0..).zip(g).map(|(i, m)| u32::from(m >> 4) << (4 * i)).sum());
-    pairs().into_iter().chain(levels).chain([LEVELS; LANES].concat()).collect()
+    pairs().into_iter().chain(levels).chain([LEVELS; COPIES].concat()).collect()
 }
 
 fn pairs() -> Vec<u32> {
@@ -86,16 +87,20 @@ impl Tables {
     pub fn load(words: &[Vector<u32, Const<2>>], #[comptime] needed: bool) -> Tables {
         let device = comptime::device_properties().comptime();
         let picks = comptime!(needed && ptx(&device));
-        let mut levels = Shared::<[u32]>::new_slice(comptime!(if picks { 256 * COPIES } else { 1usize }));
+        let mut levels =
+            Shared::<[Quad]>::new_slice(comptime!(if picks { 256 * COPIES / 4 } else { 1usize }));
         if comptime!(picks) {
-            // A unit's words are on their way before it waits for one.
-            let mut i = UNIT_POS as usize;
-            while i < comptime!(128 * COPIES) {
-                let next = usize::min(i + CUBE_DIM as usize, comptime!(128 * COPIES - 1));
-                let (one, other) = (words[256 + i / COPIES], words[256 + next / COPIES]);
-                lay(&mut levels, i, one);
-                lay(&mut levels, next, other);
-                i += 2 * CUBE_DIM as usize;
+            let mut code = UNIT_POS as usize;
+            while code < 256 {
+                let pair = words[256 + code / 2];
+                let word = select(code % 2 == 0, pair.extract(0usize), pair.extract(1usize));
+                #[unroll]
+                for i in 0..comptime!(COPIES / 4) {
+                    // Units side by side write to different banks.
+                    let copy = (i + code) % comptime!(COPIES / 4);
+                    levels[code * comptime!(COPIES / 4) + copy] = Quad::new(word);
+                }
+                code += CUBE_DIM as usize;
             }
         }
         let mut values = Vector::<u32, Const<2>>::new(0u32);
@@ -116,7 +121,7 @@ impl Tables {
     pub fn meet(&mut self) {
         sync_cube();
         if comptime!(self.picks) {
-            self.own = shared_address(&self.levels, UNIT_POS as usize % COPIES);
+            self.own = shared_address(&self.levels) + 4 * lane() as u32;
         }
     }
 
@@ -140,14 +145,6 @@ impl Tables {
     }
 }
 
-/// Lays a pair of words where its `i`th copy of all pairs' goes.
-#[cube]
-fn lay(levels: &mut Shared<[u32]>, i: usize, pair: Vector<u32, Const<2>>) {
-    let at = i / COPIES * comptime!(2 * COPIES) + i % COPIES;
-    levels[at] = pair.extract(0usize);
-    levels[at + COPIES] = pair.extract(1usize);
-}
-
 /// Four of the eight bytes of two words, by the lowest four nibbles of `by`.
 #[cube]
 fn pick(low: u32, high: u32, by: u32) -> u32 {
@@ -156,10 +153,11 @@ fn pick(low: u32, high: u32, by: u32) -> u32 {
     out
 }
 
-/// Where a word is in shared memory. Not before the cube has met: what is read there may not be read earlier.
+/// Where the levels are in shared memory. Not before the cube has met: what is read there may not be read earlier.
 #[cube]
-fn shared_address(words: &Shared<[u32]>, at: usize) -> u32 {
-    let from = unsafe { words[at..at + 1].as_ptr_unchecked() };
+fn shared_address(levels: &Shared<[Quad]>) -> u32 {
+    // SAFETY: the levels have a first vector.
+    let from = unsafe { levels[0..1].as_ptr_unchecked() };
     let out: u32;
     gpu_asm!("{{.reg .u64 t; cvta.to.shared.u64 t, {}; cvt.u32.u64 {}, t;}}", in(_) from, out(_) out);
     out

@@ -1,18 +1,23 @@
-//! A Mac that only reads: it compiles every kernel that it is asked to launch to Metal's language, and computes
-//! nothing.
+//! Devices that only read: they compile every kernel that they are asked to launch to Metal's language, or to CUDA's, and
+//! compute nothing.
 
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
+use cubecl::cmma::MatrixLayout;
 use cubecl::ir::features::{AtomicUsage, Plane, TypeUsage};
 use cubecl::ir::{
-    AddressType, DeviceIdentity, DeviceProperties, ElemType, FloatKind, HardwareProperties, IntKind,
-    MemoryDeviceProperties, TargetProperties, Type, UIntKind,
+    AddressType, ContiguousElements, DeviceIdentity, DeviceProperties, ElemType, FloatKind,
+    HardwareProperties, IntKind, MemoryDeviceProperties, MmaProperties, TargetProperties, Type, UIntKind,
 };
 use cubecl_common::device::{DeviceId, DeviceService, ServerUtilitiesHandle, ServiceId};
 use cubecl_common::profile::{ProfileDuration, TimingMethod};
 use cubecl_cpp::MslCompiler;
+use cubecl_cpp::cuda::arch::CudaArchitecture;
+use cubecl_cpp::cuda::mma::CudaCmmaCompiler;
+use cubecl_cpp::cuda::mma::manual::{contiguous_elements_cuda, supported_mma_combinations};
 use cubecl_cpp::metal::{arch::MetalArchitecture, supported_cmma_combinations_metal};
-use cubecl_cpp::shared::{CompilationOptions, register_wmma_features};
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler, register_mma_features, register_wmma_features};
+use cubecl_cpp::target::Cuda;
 use cubecl_environment::future::DynFut;
 use cubecl_environment::stream::StreamId;
 use cubecl_server::allocator::ContiguousMemoryLayoutPolicy;
@@ -52,17 +57,27 @@ pub(crate) struct Launched {
     pub(crate) compiled: Result<Source, String>,
 }
 
-/// A kernel in Metal's language.
+/// What a device reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Language {
+    /// Metal's, on an Apple GPU.
+    Metal,
+    /// CUDA's, on an H100.
+    Cuda,
+}
+
+/// A kernel in a device's language.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     /// The text.
     pub(crate) text: String,
-    /// Bytes of threadgroup memory.
+    /// Bytes of shared memory.
     pub(crate) shared: usize,
 }
 
 /// A kernel that is yet to be compiled.
 struct Seen {
+    language: Language,
     kernel: Box<dyn CubeKernel>,
     buffers: usize,
     uniform: bool,
@@ -76,16 +91,16 @@ fn seen() -> MutexGuard<'static, Vec<Seen>> {
     SEEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A client of the device.
-pub(crate) fn client() -> Client {
-    Client::load::<PaperServer>(DeviceId::new(0, 0))
+/// A client of a device that reads a language.
+pub(crate) fn client(language: Language) -> Client {
+    Client::load::<PaperServer>(DeviceId::new(0, language as u16))
 }
 
 /// Every kernel launched until now, once for each set of comptime arguments, in the order of first launches.
-pub(crate) fn kernels(client: &Client) -> Vec<Launched> {
+pub(crate) fn kernels(client: &Client, language: Language) -> Vec<Launched> {
     // Launches are queued: a call that answers comes after them.
     client.flush().unwrap();
-    seen().par_iter().map(Seen::compile).collect()
+    seen().par_iter().filter(|s| s.language == language).map(Seen::compile).collect()
 }
 
 impl Seen {
@@ -101,13 +116,15 @@ impl Seen {
             uniform: self.uniform,
             units: id.cube_dim.num_elems(),
             cubes: self.cubes,
-            compiled: compile(&*self.kernel),
+            compiled: compile(&*self.kernel, self.language),
         }
     }
 }
 
-/// What `cubecl-wgpu` says of an Apple GPU, in its `runtime.rs` and `backend/metal.rs`.
-fn properties() -> DeviceProperties {
+/// What `cubecl-wgpu` says of an Apple GPU, in its `runtime.rs` and `backend/metal.rs`; and `cubecl-cuda` of an H100, as far
+/// as kernels ask.
+fn properties(language: Language) -> DeviceProperties {
+    let metal = language == Language::Metal;
     let memory = MemoryDeviceProperties::new(8 << 30, 256);
     let hardware = HardwareProperties {
         load_width: 128,
@@ -115,7 +132,7 @@ fn properties() -> DeviceProperties {
         plane_size_min: 32,
         plane_size_max: 32,
         max_bindings: 28,
-        max_shared_memory_size: 32 << 10,
+        max_shared_memory_size: if metal { 32 << 10 } else { 227 << 10 },
         max_cube_count: (0xFFFF, 0xFFFF, 0xFFFF),
         max_units_per_cube: 1024,
         max_cube_dim: (1024, 1024, 1024),
@@ -127,7 +144,7 @@ fn properties() -> DeviceProperties {
         max_vector_size: 4,
         cube_mma_reserved_shared_memory: 0,
     };
-    let identity = DeviceIdentity { name: "a Mac on paper".into(), ..DeviceIdentity::default() };
+    let identity = DeviceIdentity { name: format!("{language:?} on paper"), ..DeviceIdentity::default() };
     let mut props =
         DeviceProperties::new(Default::default(), memory, hardware, TimingMethod::System, identity);
     props.register_address_type(AddressType::U32);
@@ -146,7 +163,15 @@ fn properties() -> DeviceProperties {
     }
     let float = Type::atomic(ElemType::Float(FloatKind::F32));
     props.register_atomic_type_usage(float, AtomicUsage::Add | AtomicUsage::LoadStore);
-    register_wmma_features(supported_cmma_combinations_metal(&MetalArchitecture::Metal3), &mut props);
+    if metal {
+        register_wmma_features(supported_cmma_combinations_metal(&MetalArchitecture::Metal3), &mut props);
+    } else {
+        let arch = CudaArchitecture { version: 90, tensor_cores: true };
+        register_wmma_features(CudaCmmaCompiler::Cpp.supported_cmma_combinations(&arch), &mut props);
+        register_mma_features(supported_mma_combinations(&arch), &mut props);
+        props.features.matmul.ldmatrix.insert(ElemType::Float(FloatKind::F16));
+        props.features.memory_reinterpret = true;
+    }
     props.features.alignment = true;
     props.features.device_memory_scope = true;
     props.features.plane.insert(Plane::Ops);
@@ -158,21 +183,37 @@ fn properties() -> DeviceProperties {
 #[derive(Debug)]
 struct PaperServer {
     utilities: Arc<ServerUtilities>,
+    language: Language,
     /// Places in `SEEN`.
     places: HashMap<KernelId, usize>,
 }
 
 impl DeviceService for PaperServer {
     fn init(id: DeviceId) -> Self {
+        let language = if id.index_id == Language::Metal as u16 { Language::Metal } else { Language::Cuda };
+        let mma = match language {
+            Language::Metal => Default::default(),
+            Language::Cuda => MmaProperties {
+                register_size_bits: 32,
+                const_plane_size: 32,
+                register_layout_a: MatrixLayout::RowMajor,
+                register_layout_b: MatrixLayout::ColMajor,
+                register_layout_acc: MatrixLayout::RowMajor,
+                register_duplication_a: 1,
+                register_duplication_b: 1,
+                register_duplication_acc: 1,
+                contiguous_elements: ContiguousElements::new(contiguous_elements_cuda),
+            },
+        };
         let (utilities, _) = ServerUtilities::init(
             ServiceId::of::<Self>(id),
-            "paper-metal",
-            properties(),
-            TargetProperties { mma: Default::default() },
+            "paper",
+            properties(language),
+            TargetProperties { mma },
             Arc::new(ServerLogger::default()),
             ContiguousMemoryLayoutPolicy::new(256),
         );
-        PaperServer { utilities: Arc::new(utilities), places: HashMap::new() }
+        PaperServer { utilities: Arc::new(utilities), language, places: HashMap::new() }
     }
 
     fn utilities(&self) -> ServerUtilitiesHandle {
@@ -180,9 +221,14 @@ impl DeviceService for PaperServer {
     }
 }
 
-fn compile(kernel: &dyn CubeKernel) -> Result<Source, String> {
+fn compile(kernel: &dyn CubeKernel, language: Language) -> Result<Source, String> {
     let definition = define_kernel(kernel).map_err(|e| e.to_string())?;
-    let compile = || MslCompiler::default().compile(definition, &CompilationOptions::default());
+    let mut options = CompilationOptions::default();
+    options.supports_features.dp4a = language == Language::Cuda;
+    let compile = || match language {
+        Language::Metal => MslCompiler::default().compile(definition, &options),
+        Language::Cuda => CppCompiler::<Cuda>::default().compile(definition, &options),
+    };
     match catch_unwind(AssertUnwindSafe(compile)) {
         Ok(Ok(kernel)) => Ok(Source { shared: kernel.shared_memory_size, text: kernel.source }),
         Ok(Err(e)) => Err(e.to_string()),
@@ -210,7 +256,7 @@ impl Server for PaperServer {
         let place = *self.places.entry(kernel.id()).or_insert_with(|| {
             let buffers = arguments.resources.len();
             let uniform = arguments.info.dynamic_metadata_offset >= arguments.info.data.len();
-            seen.push(Seen { kernel, buffers, uniform, cubes: 0 });
+            seen.push(Seen { language: self.language, kernel, buffers, uniform, cubes: 0 });
             seen.len() - 1
         });
         if let CubeCount::Static(x, y, z) = count {

@@ -1,13 +1,13 @@
-//! Every kernel, with the very comptime arguments that the forward pass gives it, compiles to Metal's language and
-//! keeps within Metal's limits. No Mac is needed: the passes run on a device that compiles and does not compute.
-//! With `DS4_METAL_SOURCES=FOLDER` the sources are written there.
+//! Every kernel, with the very comptime arguments that the forward pass gives it, compiles to Metal's language and to
+//! CUDA's, and keeps within the limits of their devices. No such device is needed: the passes run on one that compiles and
+//! does not compute. With `DS4_METAL_SOURCES=FOLDER` or `DS4_CUDA_SOURCES=FOLDER` the sources are written there.
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
 
-#[path = "metal/device.rs"]
+#[path = "sources/device.rs"]
 mod device;
 
 use cubecl::client::Client;
-use device::Launched;
+use device::{Language, Launched};
 use ds4_gguf::{Gguf, Metadata, Part, TensorInfo, TensorType};
 use ds4_gpu::{Api, DeviceInfo, Gpu, Options};
 use ds4_model::cache::{KvFormat, Layout};
@@ -27,14 +27,22 @@ const FORMATS: [KvFormat; 3] = [KvFormat::Packed, KvFormat::Rounded, KvFormat::P
 /// The usual one.
 const USUAL: &[KvFormat] = &[KvFormat::Packed];
 
-/// Slots for buffers of a kernel, less the two that `wgpu` keeps for itself.
-const MOST_BUFFERS: usize = 29;
-/// Bytes of threadgroup memory.
-const MOST_SHARED: usize = 32 << 10;
-/// Units of a cube.
-const MOST_UNITS: u32 = 1024;
-/// Cubes along a dimension.
-const MOST_CUBES: u32 = 0xFFFF;
+/// What devices of a language can have at most.
+struct Limits {
+    /// Slots for buffers of a kernel.
+    buffers: usize,
+    /// Bytes of shared memory of a cube.
+    shared: usize,
+    /// Units of a cube.
+    units: usize,
+    /// Cubes along a dimension.
+    cubes: usize,
+}
+
+/// Of the slots for buffers, `wgpu` keeps two for itself.
+const METAL: Limits = Limits { buffers: 29, shared: 32 << 10, units: 1024, cubes: 0xFFFF };
+/// An H100's, and fewer buffers than it could take: the host's code is the same for all.
+const CUDA: Limits = Limits { buffers: 29, shared: 227 << 10, units: 1024, cubes: 0xFFFF };
 
 /// Looks at every step.
 struct Watch;
@@ -170,7 +178,7 @@ fn declared() -> BTreeSet<String> {
 }
 
 /// What is wrong with a kernel.
-fn problems(kernel: &Launched) -> Vec<String> {
+fn problems(kernel: &Launched, limits: &Limits) -> Vec<String> {
     let mut problems = Vec::new();
     let mut limit = |what: &str, n: usize, most: usize| {
         if n > most {
@@ -178,49 +186,79 @@ fn problems(kernel: &Launched) -> Vec<String> {
         }
     };
     // Scalars are in one more, which counts with those of the kernel if it is no uniform buffer.
-    limit("buffers", kernel.buffers + usize::from(!kernel.uniform), MOST_BUFFERS);
-    limit("units of a cube", kernel.units as usize, MOST_UNITS as usize);
-    limit("cubes", kernel.cubes as usize, MOST_CUBES as usize);
+    limit("buffers", kernel.buffers + usize::from(!kernel.uniform), limits.buffers);
+    limit("units of a cube", kernel.units as usize, limits.units);
+    limit("cubes", kernel.cubes as usize, limits.cubes);
     match &kernel.compiled {
-        Ok(source) => limit("bytes of threadgroup memory", source.shared, MOST_SHARED),
+        Ok(source) => limit("bytes of shared memory", source.shared, limits.shared),
         Err(e) => problems.push(e.clone()),
     }
     problems
 }
 
-/// For a Mac's own compiler.
-fn write_sources(folder: &Path, kernels: &[Launched]) {
+/// For the devices' own compilers.
+fn write_sources(folder: &Path, kernels: &[Launched], ending: &str) {
     for (i, kernel) in kernels.iter().enumerate() {
         if let Ok(source) = &kernel.compiled {
-            let name = format!("{i:03}-{}.metal", kernel.path.replace("::", "-"));
+            let name = format!("{i:03}-{}.{}", kernel.path.replace("::", "-"), ending);
             std::fs::write(folder.join(name), format!("// {}\n{}", kernel.id, source.text)).unwrap();
         }
     }
 }
 
-#[test]
-fn every_kernel_compiles_for_metal() {
-    let client = device::client();
-    small_models(&client);
-    flash(&client);
-    let kernels = device::kernels(&client);
-    if let Ok(folder) = std::env::var("DS4_METAL_SOURCES") {
-        write_sources(Path::new(&folder), &kernels);
-    }
+/// What is wrong with the kernels that were launched.
+fn check(kernels: &[Launched], limits: &Limits) -> Vec<String> {
     let buffers = kernels.iter().map(|k| k.buffers).max();
     let shared = kernels.iter().filter_map(|k| Some(k.compiled.as_ref().ok()?.shared)).max();
     let units = kernels.iter().map(|k| k.units).max();
     println!(
-        "{} kernels, at most {units:?} units, {buffers:?} buffers and {shared:?} bytes of threadgroup memory",
+        "{} kernels, at most {units:?} units, {buffers:?} buffers and {shared:?} bytes of shared memory",
         kernels.len()
     );
-    let mut wrong: Vec<String> = kernels
+    kernels
         .iter()
-        .flat_map(|k| problems(k).into_iter().map(move |p| format!("{}: {p}\n  {}", k.path, k.id)))
-        .collect();
+        .flat_map(|k| problems(k, limits).into_iter().map(move |p| format!("{}: {p}\n  {}", k.path, k.id)))
+        .collect()
+}
+
+#[test]
+fn every_kernel_compiles_for_metal() {
+    let client = device::client(Language::Metal);
+    small_models(&client);
+    flash(&client);
+    let kernels = device::kernels(&client, Language::Metal);
+    if let Ok(folder) = std::env::var("DS4_METAL_SOURCES") {
+        write_sources(Path::new(&folder), &kernels, "metal");
+    }
+    let mut wrong = check(&kernels, &METAL);
     let launched: BTreeSet<_> = kernels.iter().map(|k| k.path.clone()).collect();
     wrong.extend(declared().difference(&launched).map(|path| format!("{path}: no pass here launches it")));
     assert!(wrong.is_empty(), "{} problems of {} kernels:\n{}", wrong.len(), kernels.len(), wrong.join("\n"));
+}
+
+/// Where kernels are compiled to PTX they have instructions of their own.
+#[test]
+fn kernels_of_flash_compile_for_cuda() {
+    let client = device::client(Language::Cuda);
+    let few = Synthetic { vocab: 512, experts: 8, ..Synthetic::flash(4) }.model().unwrap();
+    run(&client, &few, Some(&draft(&few)), false, &FORMATS);
+    for experts in [TensorType::Q4K, TensorType::Q8_0, TensorType::F16] {
+        run(&client, &retyped(&few, experts, TensorType::Q8_0), None, false, USUAL);
+    }
+    let kernels = device::kernels(&client, Language::Cuda);
+    if let Ok(folder) = std::env::var("DS4_CUDA_SOURCES") {
+        write_sources(Path::new(&folder), &kernels, "cu");
+    }
+    let wrong = check(&kernels, &CUDA);
+    assert!(wrong.is_empty(), "{} problems of {} kernels:\n{}", wrong.len(), kernels.len(), wrong.join("\n"));
+    let text = |path: &str| {
+        let kernel = kernels.iter().find(|k| k.path == path).unwrap();
+        &kernel.compiled.as_ref().unwrap().text
+    };
+    for instruction in ["prmt.b32", "ld.global.L1::no_allocate.v4.u32", "ld.shared.u32", "__dp4a"] {
+        assert!(text("kernels::experts::hidden").contains(instruction), "{instruction}");
+    }
+    assert!(text("kernels::matmul::matmul").contains("mma.sync"));
 }
 
 /// Caches that take what was said when the backend was made lie together, whatever the device adds to each: else no pass
@@ -228,7 +266,7 @@ fn every_kernel_compiles_for_metal() {
 #[test]
 fn sessions_that_were_announced_make_one_pass() {
     const SESSIONS: usize = 16;
-    let client = device::client();
+    let client = device::client(Language::Metal);
     let file = Synthetic::tiny(4).model().unwrap();
     let shape = Shape::from_gguf(&file).unwrap();
     let layout = Layout::new(&shape, KvFormat::Packed, false, 1 << 20, ROWS);
