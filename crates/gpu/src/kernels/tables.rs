@@ -22,11 +22,14 @@ pub const fn tables_bytes(ptx: bool) -> usize {
     if ptx { 4 * 256 * COPIES } else { 8 * 256 }
 }
 
-/// The grid for the matrix units: eight magnitudes a code. Empty where no format needs it.
+/// The grid for the matrix units: eight magnitudes a code, or where bytes are picked their levels. Empty where no format
+/// needs it.
 #[derive(CubeType)]
 pub struct Grid {
     /// Two words a code.
     pub eights: Shared<[Vector<u32, Const<2>>]>,
+    /// One word a code.
+    pub levels: Shared<[u32]>,
 }
 
 /// The grid for products of a plane a row.
@@ -46,8 +49,12 @@ pub struct Tables {
 
 /// Words of the tables: 256 pairs of four magnitudes each, then 256 of levels, then what these are, for each lane.
 pub fn words() -> Vec<u32> {
-    let levels = IQ2XXS_GRID.iter().map(|g| (0..).zip(g).map(|(i, m)| u32::from(m >> 4) << (4 * i)).sum());
-    pairs().into_iter().chain(levels).chain([LEVELS; COPIES].concat()).collect()
+    pairs().into_iter().chain(levels()).chain([LEVELS; COPIES].concat()).collect()
+}
+
+/// Eight levels a code.
+fn levels() -> impl Iterator<Item = u32> {
+    IQ2XXS_GRID.iter().map(|g| (0..).zip(g).map(|(i, m)| u32::from(m >> 4) << (4 * i)).sum())
 }
 
 fn pairs() -> Vec<u32> {
@@ -58,26 +65,39 @@ fn pairs() -> Vec<u32> {
     pairs.collect()
 }
 
-/// The pairs with the middle bytes of each word exchanged: bytes 0 and 2 are a pair, 1 and 3 the next.
+/// The pairs with the middle bytes of each word exchanged: bytes 0 and 2 are a pair, 1 and 3 the next. Then the levels.
 pub fn pair_words() -> Vec<u32> {
-    pairs().into_iter().map(|w| w & 0xff00_00ff | (w & 0xff00) << 8 | (w >> 8) & 0xff00).collect()
+    let exchanged = pairs().into_iter().map(|w| w & 0xff00_00ff | (w & 0xff00) << 8 | (w >> 8) & 0xff00);
+    exchanged.chain(levels()).collect()
 }
 
 #[cube]
 impl Grid {
     /// Loads it into shared memory; the whole cube takes part.
     pub fn load(words: &[Vector<u32, Const<2>>], #[comptime] needed: bool) -> Grid {
-        let mut eights =
-            Shared::<[Vector<u32, Const<2>>]>::new_slice(comptime!(if needed { 256usize } else { 1usize }));
+        let device = comptime::device_properties().comptime();
+        let picks = comptime!(ptx(&device));
+        let (pairs, codes) = comptime!((
+            if needed && !picks { 256usize } else { 1usize },
+            if needed && picks { 256usize } else { 2usize }
+        ));
+        let mut eights = Shared::<[Vector<u32, Const<2>>]>::new_slice(pairs);
+        let mut levels = Shared::<[u32]>::new_slice(codes);
         if comptime!(needed) {
             let mut i = UNIT_POS as usize;
-            while i < 256 {
-                eights[i] = words[i];
+            while i < comptime!(if picks { 128usize } else { 256usize }) {
+                if comptime!(picks) {
+                    let pair = words[256 + i];
+                    levels[2 * i] = pair.extract(0usize);
+                    levels[2 * i + 1] = pair.extract(1usize);
+                } else {
+                    eights[i] = words[i];
+                }
                 i += CUBE_DIM as usize;
             }
             sync_cube();
         }
-        Grid { eights }
+        Grid { eights, levels }
     }
 }
 
@@ -129,11 +149,7 @@ impl Tables {
     pub fn eight(&self, codes: u32, signs: u32, #[comptime] v: usize) -> (u32, u32) {
         if comptime!(self.picks) {
             let code = pick(codes, 0u32, comptime!(0x4440 + v as u32));
-            let levels = shared_word(self.own + code * comptime!(4 * COPIES as u32));
-            // The third bit of a nibble chooses among the negative ones.
-            let minus =
-                (signs << comptime!(2u32.saturating_sub(v as u32))) >> comptime!(v.saturating_sub(2) as u32);
-            let by = levels | (minus & 0x4444_4444);
+            let by = signed_levels(shared_word(self.own + code * comptime!(4 * COPIES as u32)), signs, v);
             let (plus, minus) = (self.values.extract(0usize), self.values.extract(1usize));
             (pick(plus, minus, by), pick(plus, minus, by >> 16))
         } else {
@@ -145,12 +161,21 @@ impl Tables {
     }
 }
 
-/// Four of the eight bytes of two words, by the lowest four nibbles of `by`.
+/// Levels, each with the sign of its weight of code `v` as the third bit of its nibble, which chooses among the negative
+/// ones.
 #[cube]
-fn pick(low: u32, high: u32, by: u32) -> u32 {
+pub fn signed_levels(levels: u32, signs: u32, #[comptime] v: usize) -> u32 {
+    let minus = (signs << comptime!(2u32.saturating_sub(v as u32))) >> comptime!(v.saturating_sub(2) as u32);
+    levels | (minus & 0x4444_4444)
+}
+
+/// Four of the eight bytes of two words, by the lowest four nibbles of `by`; on NVIDIA.
+#[cube]
+pub fn pick(low: u32, high: u32, by: u32) -> u32 {
     let out: u32;
     gpu_asm!("prmt.b32 {}, {}, {}, {};", out(_) out, in(_) low, in(_) high, in(_) by, options(pure, nomem));
-    out
+    // A value, which may be picked from in turn: what an assembler line fills is a place.
+    out | 0
 }
 
 /// Where the levels are in shared memory. Not before the cube has met: what is read there may not be read earlier.

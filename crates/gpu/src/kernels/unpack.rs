@@ -2,7 +2,8 @@
 
 use super::dot::{Eight, Four, Quad, Weights};
 use super::matmul::UNITS;
-use super::tables::Grid;
+use super::plane::ptx;
+use super::tables::{Grid, pick, signed_levels};
 use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
@@ -127,23 +128,45 @@ fn two_of(word: u32) -> Two {
     Two::reinterpret(word)
 }
 
-/// Sixteen unsigned bytes as f16, minus `offset`, times `scale`, minus `low`: two quads.
+/// Sixteen unsigned bytes as f16, minus `offset`, times `scale`, and minus `low` where that `lowers` them: two quads.
 #[cube]
-fn bytes_to_half(bytes: Quad, #[comptime] offset: f32, scale: Two, low: Two, out: &mut Array<Quad>) {
+fn bytes_to_half(
+    bytes: Quad,
+    #[comptime] offset: f32,
+    scale: Two,
+    #[comptime] lowers: bool,
+    low: Two,
+    out: &mut Array<Quad>,
+) {
     let offset = pair_of(comptime!(offset));
     #[unroll]
     for i in 0..2usize {
         let mut q = Quad::empty();
         #[unroll]
         for j in 0..2usize {
-            let four = bytes.extract(comptime!(2 * i + j));
-            // 0x6400 is 1024, whose last bits are ones.
-            let a = (four & 0xff) | ((four & 0xff00) << 8) | 0x6400_6400;
-            let b = ((four >> 16) & 0xff) | ((four >> 8) & 0x00ff_0000) | 0x6400_6400;
-            q.insert(comptime!(2 * j), word_of((two_of(a) - offset) * scale - low));
-            q.insert(comptime!(2 * j + 1), word_of((two_of(b) - offset) * scale - low));
+            let (a, b) = thousands(bytes.extract(comptime!(2 * i + j)));
+            let (mut a, mut b) = ((two_of(a) - offset) * scale, (two_of(b) - offset) * scale);
+            if lowers {
+                a -= low;
+                b -= low;
+            }
+            q.insert(comptime!(2 * j), word_of(a));
+            q.insert(comptime!(2 * j + 1), word_of(b));
         }
         out[i] = q;
+    }
+}
+
+/// Four bytes as f16 above 1024, which is 0x6400: its last bits are ones.
+#[cube]
+fn thousands(four: u32) -> (u32, u32) {
+    let device = comptime::device_properties().comptime();
+    if comptime!(ptx(&device)) {
+        (pick(four, 0x6464_6464u32, 0x4140u32), pick(four, 0x6464_6464u32, 0x4342u32))
+    } else {
+        let a = (four & 0xff) | ((four & 0xff00) << 8) | 0x6400_6400;
+        let b = ((four >> 16) & 0xff) | ((four >> 8) & 0x00ff_0000) | 0x6400_6400;
+        (a, b)
     }
 }
 
@@ -170,6 +193,41 @@ fn moved(word: u32, #[comptime] from: u32, #[comptime] to: u32) -> u32 {
     } else {
         (word >> comptime!(from.saturating_sub(to))) & bit
     }
+}
+
+/// Bytes of the f16 of the three levels, and of their opposites.
+const LOWS: u32 = 0x0060_4000;
+const HIGHS: [u32; 2] = [0x0051_4e48, 0x00d1_cec8];
+
+/// The weights of code `v` of a group as f16, without their scale.
+#[cube]
+fn eight_of(grid: &Grid, codes: u32, signs: u32, #[comptime] v: usize) -> Quad {
+    let device = comptime::device_properties().comptime();
+    let code = ((codes >> comptime!(8 * v as u32)) & 255) as usize;
+    let mut q = Quad::empty();
+    if comptime!(ptx(&device)) {
+        let by = signed_levels(grid.levels[code], signs, v);
+        #[unroll]
+        for half in 0..2usize {
+            let by = by >> comptime!(16 * half as u32);
+            let low = pick(LOWS, LOWS, by);
+            let high = pick(comptime!(HIGHS[0]), comptime!(HIGHS[1]), by);
+            q.insert(comptime!(2 * half), pick(low, high, 0x5140u32));
+            q.insert(comptime!(2 * half + 1), pick(low, high, 0x7362u32));
+        }
+    } else {
+        let magnitudes = grid.eights[code];
+        #[unroll]
+        for j in 0..4usize {
+            // To the tops of two halves.
+            let sign = comptime!((8 * j + v) as u32);
+            let flip = moved(signs, sign, 15u32) | moved(signs, comptime!(sign + 4), 31u32);
+            let two = magnitudes.extract(comptime!(j / 2)) >> comptime!(8 * (j as u32 % 2));
+            let magnitude = two_of((two & 0x00ff_00ff) | 0x6400_6400) - pair_of(1024.0f32);
+            q.insert(j, word_of(magnitude) ^ flip);
+        }
+    }
+    q
 }
 
 /// Weights `16 * chunk ..` of a slice as f16, two quads; of the second half of a quad where that is `odd`.
@@ -218,17 +276,12 @@ fn decode(
             let scale = pair_of(from.scales[0] * 0.125f32 * f32::cast_from(2 * sub + 1));
             #[unroll]
             for i in 0..2usize {
-                let eight = comptime!(2 * (chunk % 2) as u32 + i as u32);
-                let magnitudes = grid.eights[((codes >> comptime!(8 * eight)) & 255) as usize];
+                let eight = comptime!(2 * (chunk % 2) + i);
+                let signed = eight_of(grid, codes, signs, eight);
                 let mut q = Quad::empty();
                 #[unroll]
                 for j in 0..4usize {
-                    // To the tops of two halves.
-                    let sign = comptime!(8 * j as u32 + eight);
-                    let flip = moved(signs, sign, 15u32) | moved(signs, comptime!(sign + 4), 31u32);
-                    let two = magnitudes.extract(comptime!(j / 2)) >> comptime!(8 * (j as u32 % 2));
-                    let magnitude = two_of((two & 0x00ff_00ff) | 0x6400_6400) - pair_of(1024.0f32);
-                    q.insert(j, word_of(two_of(word_of(magnitude) ^ flip) * scale));
+                    q.insert(j, word_of(two_of(signed.extract(j)) * scale));
                 }
                 out[i] = q;
             }
@@ -236,8 +289,7 @@ fn decode(
         Format::Q8 => {
             let scale = pair_of(from.scales[chunk]);
             let bytes = from.quads[chunk] ^ Quad::new(0x8080_8080u32);
-            let none = pair_of(0.0f32);
-            bytes_to_half(bytes, comptime!(1152.0f32), scale, none, &mut out);
+            bytes_to_half(bytes, comptime!(1152.0f32), scale, false, scale, &mut out);
         }
         Format::Q2K => {
             let mut shift = comptime!(2 * chunk as u32).runtime();
@@ -248,7 +300,7 @@ fn decode(
             let scale = pair_of(from.scales[0] * f32::cast_from(sub & 15));
             let low = pair_of(from.scales[1] * f32::cast_from((sub >> 4) & 15));
             let bytes = (from.quads[0] >> Quad::new(shift)) & Quad::new(0x0303_0303u32);
-            bytes_to_half(bytes, comptime!(1024.0f32), scale, low, &mut out);
+            bytes_to_half(bytes, comptime!(1024.0f32), scale, true, low, &mut out);
         }
         Format::Q4K => {
             let group = comptime!(chunk as u32 / 2);
@@ -256,7 +308,7 @@ fn decode(
             let low = pair_of(from.scales[1] * f32::cast_from((from.sub[1] >> comptime!(8 * group)) & 255));
             let bytes = (from.quads[comptime!(chunk / 2)] >> Quad::new(comptime!(4 * (chunk as u32 % 2))))
                 & Quad::new(0x0f0f_0f0fu32);
-            bytes_to_half(bytes, comptime!(1024.0f32), scale, low, &mut out);
+            bytes_to_half(bytes, comptime!(1024.0f32), scale, true, low, &mut out);
         }
     }
     out
