@@ -179,10 +179,17 @@ fn takes_part(w: &Weights, u: usize) -> bool {
 
 /// [`dot_rows`] of one row and one row of activations.
 #[cube]
-pub fn dot_row(w: &Weights, x: &Input, tables: &Tables, row: usize, index: &Array<u32>) -> f32 {
+pub fn dot_row(
+    w: &Weights,
+    x: &Input,
+    tables: &Tables,
+    staged: &Staged,
+    row: usize,
+    index: &Array<u32>,
+) -> f32 {
     let mut acc = Array::<f32>::new(1usize);
     acc[0] = 0.0f32;
-    dot_rows(w, x, tables, &Staged::none(x), row, index, 0usize, &mut acc, 1usize, 1usize);
+    dot_rows(w, x, tables, staged, row, index, 0usize, &mut acc, 1usize, 1usize);
     acc[0]
 }
 

@@ -246,8 +246,8 @@ pub fn hidden(
                 );
             }
         } else {
-            both[0] = dot_row(gate, x, &tables, from + r, &index);
-            both[1] = dot_row(up, x, &tables, from + r, &index);
+            both[0] = dot_row(gate, x, &tables, &staged, from + r, &index);
+            both[1] = dot_row(up, x, &tables, &staged, from + r, &index);
         }
         let (g, u) = (plane_total(both[0]), plane_total(both[1]));
         if lane() == 0 && own < per_cube {
