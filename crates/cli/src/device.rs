@@ -168,10 +168,9 @@ fn explicit(
     sizing: &Sizing<'_>,
     context: usize,
 ) -> Result<Choice> {
-    let chosen = pick(api, all, indices)?;
-    match shortage(&chosen, sizing, context) {
-        None => Ok(Choice::Gpus(chosen)),
-        Some(why) => Err(format!("{why}; --backend cpu computes without a GPU").into()),
+    match fitting(api, all, indices, sizing, context)? {
+        Ok(chosen) => Ok(Choice::Gpus(chosen)),
+        Err(why) => Err(format!("{why}; --backend cpu computes without a GPU").into()),
     }
 }
 
@@ -182,19 +181,32 @@ fn automatic(all: &[GpuInfo], indices: &[usize], sizing: &Sizing<'_>, context: u
         }
         return Ok(Choice::Cpu);
     };
-    let chosen = pick(first.api, all, indices)?;
-    let Some(why) = shortage(&chosen, sizing, context) else { return Ok(Choice::Gpus(chosen)) };
-    // Who names a device wants that one.
-    if !indices.is_empty() {
-        return Err(why.into());
+    match fitting(first.api, all, indices, sizing, context)? {
+        Ok(chosen) => Ok(Choice::Gpus(chosen)),
+        // Who names a device wants that one.
+        Err(why) if !indices.is_empty() => Err(why.into()),
+        Err(why) => {
+            ui::note(&format!("{why}; computing on the CPU"));
+            Ok(Choice::Cpu)
+        }
     }
-    // What one does not hold, all of its kind may hold together.
-    let together: Vec<_> = all.iter().filter(|d| d.api == first.api && !d.software).cloned().collect();
-    if together.len() > 1 && shortage(&together, sizing, context).is_none() {
-        return Ok(Choice::Gpus(together));
+}
+
+/// The devices named; or the first, or what one does not hold, all of its kind together. Else why the model does not fit.
+fn fitting(
+    api: Api,
+    all: &[GpuInfo],
+    indices: &[usize],
+    sizing: &Sizing<'_>,
+    context: usize,
+) -> Result<std::result::Result<Vec<GpuInfo>, String>> {
+    let chosen = pick(api, all, indices)?;
+    let Some(why) = shortage(&chosen, sizing, context) else { return Ok(Ok(chosen)) };
+    let together: Vec<_> = all.iter().filter(|d| d.api == api && !d.software).cloned().collect();
+    if indices.is_empty() && together.len() > 1 && shortage(&together, sizing, context).is_none() {
+        return Ok(Ok(together));
     }
-    ui::note(&format!("{why}; computing on the CPU"));
-    Ok(Choice::Cpu)
+    Ok(Err(why))
 }
 
 /// The devices named, or the first real one.
@@ -301,6 +313,8 @@ mod tests {
             let all: Vec<_> = (0..4).map(|i| gpu(Api::Cuda, i, 50, false)).collect();
             let run = |indices: &[usize], context| names(explicit(Api::Cuda, &all, indices, s, context));
             assert_eq!(run(&[1, 3], 32_768), ["cuda 1 (X)", "cuda 3 (X)"]);
+            // Nobody named one, and the first does not hold it.
+            assert_eq!(run(&[], 32_768).len(), 4);
             let error = &run(&[0], 32_768)[0];
             for part in ["weights 86.7", " + cache ", " + work buffers ", "at 32768 tokens", "48.44 GB free"]
             {

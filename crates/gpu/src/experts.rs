@@ -3,6 +3,7 @@
 use crate::backend::Gpu;
 use crate::hyper::{JOINED_ROWS, LastProduct, cubes};
 use crate::kernels::common::Real;
+use crate::kernels::direct::is_direct;
 use crate::kernels::dot::Form;
 use crate::kernels::experts::{self, Expert, ROUTE_UNITS, RouteShape};
 use crate::kernels::grouped::{self, ExpertMatmul};
@@ -33,11 +34,21 @@ pub(crate) fn room_for_tiles(n: usize, used: usize, experts: usize) -> usize {
 
 impl Stage {
     /// How the matrix units take the experts' products of `n` rows, if they do.
-    fn expert_tiling(&self, n: usize) -> Option<Tiling> {
+    fn expert_tiling(&self, ffn: &FeedForward<Gpu>, n: usize) -> Option<Tiling> {
+        if n <= self.abilities.few {
+            return None;
+        }
         // Tiles as large as what an expert will have of the rows: whole ones cost what partial ones do.
         let each = n * self.shape.experts_used / self.shape.experts;
         let rows = (2 * each).next_power_of_two().clamp(LEAST_ROWS, 64);
-        self.tiling(rows, 1, &[(256, 64), (256, 32)]).filter(|_| n > self.abilities.few)
+        let (routed, shared) = ([&ffn.gate, &ffn.up, &ffn.down].map(|e| &e.all), &ffn.shared);
+        let direct = |t: &Tiling| {
+            let mut matrices = routed.into_iter().chain([&shared.gate, &shared.up, &shared.down]);
+            matrices.all(|m| is_direct(m.format, m.input, t))
+        };
+        // Without a way through shared memory, tiles may be so small that three cubes find room beside each other.
+        let small = self.tiling(rows, 1, &[(128, 64)]).filter(direct);
+        small.or_else(|| self.tiling(rows, 1, &[(256, 64), (256, 32)]))
     }
 
     /// The form in which the products of few rows want hidden activations.
@@ -59,7 +70,7 @@ impl Stage {
         let n = x.n;
         routes.n = n;
         let mut shared = std::mem::take(&mut self.scratch.shared);
-        let cubes = match (&mut shared, self.expert_tiling(n)) {
+        let cubes = match (&mut shared, self.expert_tiling(ffn, n)) {
             (Some(shared), None) => {
                 let [gate, up] = &mut **shared;
                 let own = &ffn.shared;
@@ -141,7 +152,7 @@ impl Stage {
     #[allow(unsafe_code)]
     pub(crate) fn experts_step(&mut self, ffn: &FeedForward<Gpu>, x: &Rows, routes: &Routes, y: &mut Rows) {
         let n = x.n;
-        if let Some(tiling) = self.expert_tiling(n) {
+        if let Some(tiling) = self.expert_tiling(ffn, n) {
             self.experts_of_many(ffn, x, routes, y, tiling);
             return;
         }

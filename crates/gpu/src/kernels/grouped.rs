@@ -161,7 +161,7 @@ pub fn hidden_matmul(
     let t = comptime!(s.tiling);
     let tile = expert_tile(tiles, n, s);
     if tile.count > 0 {
-        let first_column = CUBE_POS_X as usize * UNITS;
+        let first_column = CUBE_POS_X as usize * comptime!(t.columns / 2);
         let first = tile.expert * comptime!(s.columns);
         let (row, last) = (first + first_column, first + comptime!(s.columns - 1));
         let starts = pair_starts(sorted, &tile, false, s);

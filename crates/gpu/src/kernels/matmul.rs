@@ -5,6 +5,7 @@
 //! While the matrix units work on one slice, the next is decoded, and the one after it on its way into registers. What a
 //! row's result is does not depend on the other rows of the tile, nor on the tile's size.
 
+use super::direct::{is_direct, product_direct};
 use super::dot::{Eight, Weights};
 use super::tables::Grid;
 use super::units::{Sums, column_of, multiply, row_of, store_sum, zero_sums};
@@ -98,6 +99,28 @@ pub fn input_row(#[comptime] i: usize, #[comptime] t: Tiling) -> usize {
 /// each unit, at `second_row` of `second`; none is beyond `last`.
 #[cube]
 pub fn product(
+    x: &[Eight],
+    starts: &Array<usize>,
+    first: &Weights,
+    first_row: usize,
+    second: &Weights,
+    second_row: usize,
+    last: usize,
+    words: &[Vector<u32, Const<2>>],
+    #[comptime] t: Tiling,
+    #[comptime] pair: bool,
+) -> Sums {
+    let direct =
+        comptime!(is_direct(first.format, first.input, &t) && is_direct(second.format, second.input, &t));
+    if comptime!(direct) {
+        product_direct(x, starts, first, first_row, second, second_row, last, words, t, pair)
+    } else {
+        product_through_shared(x, starts, first, first_row, second, second_row, last, words, t, pair)
+    }
+}
+
+#[cube]
+fn product_through_shared(
     x: &[Eight],
     starts: &Array<usize>,
     first: &Weights,
@@ -232,7 +255,7 @@ fn fetch_slice(
 
 /// This unit's eights of a slice of the activations. Those beyond the end of a row meet weights of zero.
 #[cube]
-fn fetch_input(
+pub fn fetch_input(
     x: &[Eight],
     starts: &Array<usize>,
     slice: usize,

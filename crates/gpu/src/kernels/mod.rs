@@ -3,6 +3,7 @@ pub mod attend;
 pub mod bandwidth;
 pub mod cache;
 pub mod common;
+pub mod direct;
 pub mod dot;
 pub mod experts;
 pub mod fetch;

@@ -175,14 +175,17 @@ pub fn pick(low: u32, high: u32, by: u32) -> u32 {
     let out: u32;
     gpu_asm!("prmt.b32 {}, {}, {}, {};", out(_) out, in(_) low, in(_) high, in(_) by, options(pure, nomem));
     // A value, which may be picked from in turn: what an assembler line fills is a place.
-    out | 0
+    #[allow(clippy::identity_op)]
+    let value = out | 0;
+    value
 }
 
-/// Where the levels are in shared memory. Not before the cube has met: what is read there may not be read earlier.
+/// Where a slice is in shared memory, on NVIDIA. Of what is read there not before the cube has met: it could be read
+/// earlier.
 #[cube]
-fn shared_address(levels: &Shared<[Quad]>) -> u32 {
-    // SAFETY: the levels have a first vector.
-    let from = unsafe { levels[0..1].as_ptr_unchecked() };
+pub fn shared_address<T: CubePrimitive>(slice: &Shared<[T]>) -> u32 {
+    // SAFETY: it has a first value.
+    let from = unsafe { slice[0..1].as_ptr_unchecked() };
     let out: u32;
     gpu_asm!("{{.reg .u64 t; cvta.to.shared.u64 t, {}; cvt.u32.u64 {}, t;}}", in(_) from, out(_) out);
     out

@@ -185,8 +185,7 @@ fn multiply_fragments(
     #[comptime] pair: bool,
 ) {
     let (def, lane) = (fragment_shape(), UNIT_POS_PLANE as usize);
-    let (end_a, end_b) =
-        (comptime!(t.buffers * t.rows * t.pitch()), comptime!(t.buffers * t.columns * t.pitch()));
+    let end_b = comptime!(t.buffers * t.columns * t.pitch());
     // Parts in the order that the units want them: of activations first along the rows, of weights along the depth.
     let (row_a, eight_a) = (lane % 16, lane / 16);
     let (row_b, eight_b) = (lane / 16 * 8 + lane % 8, lane / 8 % 2);
@@ -203,10 +202,38 @@ fn multiply_fragments(
             right.push(own);
         }
     }
+    multiply_rows(a, base_a + row_a * comptime!(t.pitch()) + eight_a, &right, sums, t);
+}
+
+/// Step `k` of a slice of activations in shared memory, with weights that are in fragments already.
+#[cube]
+pub fn multiply_with(
+    a: &Shared<[Eight]>,
+    buffer: usize,
+    right: &Sequence<Array<Vector<f16, Const<2>>>>,
+    sums: &mut Sums,
+    #[comptime] k: usize,
+    #[comptime] t: Tiling,
+) {
+    let lane = UNIT_POS_PLANE as usize;
+    let base = buffer * comptime!(t.rows * t.pitch()) + comptime!(k * t.side / 8);
+    multiply_rows(a, base + lane % 16 * comptime!(t.pitch()) + lane / 16, right, sums, t);
+}
+
+/// The products of all tiles of rows; this unit names the row of eight values at `first` of each.
+#[cube]
+fn multiply_rows(
+    a: &Shared<[Eight]>,
+    first: usize,
+    right: &Sequence<Array<Vector<f16, Const<2>>>>,
+    sums: &mut Sums,
+    #[comptime] t: Tiling,
+) {
+    let (def, end) = (fragment_shape(), comptime!(t.buffers * t.rows * t.pitch()));
     #[unroll]
     for i in 0..comptime!(t.m()) {
-        let at = base_a + (row_of(i, t) + row_a) * comptime!(t.pitch()) + eight_a;
-        let left = def.load_matrix::<Eight, Const<2>>(&a[at..end_a], cmma::MatrixIdent::A, 4usize, false);
+        let at = first + row_of(i, t) * comptime!(t.pitch());
+        let left = def.load_matrix::<Eight, Const<2>>(&a[at..end], cmma::MatrixIdent::A, 4usize, false);
         #[unroll]
         for j in 0..comptime!(2 * t.n()) {
             let sum = sums.fragments.index_mut(comptime!(2 * i * t.n() + j));

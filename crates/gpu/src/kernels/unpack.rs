@@ -8,7 +8,8 @@ use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
 
-type Two = Vector<f16, Const<2>>;
+/// Two halves: a word.
+pub type Two = Vector<f16, Const<2>>;
 
 /// Part of a row of weights as it is stored: a slice of depth.
 #[derive(CubeType)]
@@ -119,12 +120,12 @@ fn fetch_scales(w: &Weights, row: usize, slice: usize, to: &mut Stored, #[compti
 
 /// Two f16 in a word.
 #[cube]
-fn word_of(v: Two) -> u32 {
+pub fn word_of(v: Two) -> u32 {
     u32::reinterpret(v)
 }
 
 #[cube]
-fn two_of(word: u32) -> Two {
+pub fn two_of(word: u32) -> Two {
     Two::reinterpret(word)
 }
 
@@ -138,14 +139,13 @@ fn bytes_to_half(
     low: Two,
     out: &mut Array<Quad>,
 ) {
-    let offset = pair_of(comptime!(offset));
     #[unroll]
     for i in 0..2usize {
         let mut q = Quad::empty();
         #[unroll]
         for j in 0..2usize {
-            let (a, b) = thousands(bytes.extract(comptime!(2 * i + j)));
-            let (mut a, mut b) = ((two_of(a) - offset) * scale, (two_of(b) - offset) * scale);
+            let (a, b) = halves_of(bytes.extract(comptime!(2 * i + j)), offset);
+            let (mut a, mut b) = (a * scale, b * scale);
             if lowers {
                 a -= low;
                 b -= low;
@@ -155,6 +155,14 @@ fn bytes_to_half(
         }
         out[i] = q;
     }
+}
+
+/// Four unsigned bytes as f16, minus `offset`.
+#[cube]
+pub fn halves_of(four: u32, #[comptime] offset: f32) -> (Two, Two) {
+    let (a, b) = thousands(four);
+    let offset = pair_of(offset);
+    (two_of(a) - offset, two_of(b) - offset)
 }
 
 /// Four bytes as f16 above 1024, which is 0x6400: its last bits are ones.
@@ -180,7 +188,7 @@ fn pair(a: f32, b: f32) -> u32 {
 }
 
 #[cube]
-fn pair_of(value: f32) -> Two {
+pub fn pair_of(value: f32) -> Two {
     Two::new(f16::cast_from(value))
 }
 
@@ -199,6 +207,14 @@ fn moved(word: u32, #[comptime] from: u32, #[comptime] to: u32) -> u32 {
 const LOWS: u32 = 0x0060_4000;
 const HIGHS: [u32; 2] = [0x0051_4e48, 0x00d1_cec8];
 
+/// Four signed levels as f16: two words.
+#[cube]
+pub fn levels_to_halves(by: u32) -> (u32, u32) {
+    let low = pick(LOWS, LOWS, by);
+    let high = pick(comptime!(HIGHS[0]), comptime!(HIGHS[1]), by);
+    (pick(low, high, 0x5140u32), pick(low, high, 0x7362u32))
+}
+
 /// The weights of code `v` of a group as f16, without their scale.
 #[cube]
 fn eight_of(grid: &Grid, codes: u32, signs: u32, #[comptime] v: usize) -> Quad {
@@ -209,11 +225,9 @@ fn eight_of(grid: &Grid, codes: u32, signs: u32, #[comptime] v: usize) -> Quad {
         let by = signed_levels(grid.levels[code], signs, v);
         #[unroll]
         for half in 0..2usize {
-            let by = by >> comptime!(16 * half as u32);
-            let low = pick(LOWS, LOWS, by);
-            let high = pick(comptime!(HIGHS[0]), comptime!(HIGHS[1]), by);
-            q.insert(comptime!(2 * half), pick(low, high, 0x5140u32));
-            q.insert(comptime!(2 * half + 1), pick(low, high, 0x7362u32));
+            let (a, b) = levels_to_halves(by >> comptime!(16 * half as u32));
+            q.insert(comptime!(2 * half), a);
+            q.insert(comptime!(2 * half + 1), b);
         }
     } else {
         let magnitudes = grid.eights[code];
