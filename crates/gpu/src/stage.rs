@@ -247,12 +247,12 @@ impl Stage {
         // Writes that may wait for the device.
         const AHEAD: usize = 4;
         let parts = [format.quant_bytes(input), 2 * format.scales(input), format.sub_bytes(input)];
-        let buffers = parts.map(|row| Buffer::new(&self.client, (rows * row) as u64));
         let longest = parts.iter().copied().max().unwrap_or(1);
         if 2 * longest > PIECE {
             let name = tensor.name();
             return Err(BackendError::new(format!("tensor {name}: rows of {input} values are too long")));
         }
+        let buffers = parts.map(|row| Buffer::new(&self.client, (rows * row) as u64));
         // An even number, so that parts of rows begin at whole words.
         let step = (PIECE / longest) & !1;
         for (i, first) in (0..rows).step_by(step).enumerate() {
@@ -428,6 +428,8 @@ impl Stage {
 
     /// An empty store of a layout of this device's layers, where `kv_bytes` are for all stores.
     pub(crate) fn store(&mut self, layout: &Layout, kv_bytes: u64) -> Result<Store, BackendError> {
+        // The weights are there: what they came through is not needed any more.
+        self.staging = Staging::default();
         let sizes = self.sizes(layout);
         self.reserve_scores(layout);
         for arena in &self.arenas {

@@ -6,6 +6,7 @@
 //! one after the other of a slice of 64, four a step, and activations are laid into shared memory such that they meet them.
 
 use super::dot::{Eight, Quad, Weights};
+use super::fetch::{Held, fetch_unit, room};
 use super::matmul::{Tiling, fetch_input, input_row};
 use super::plane::lane;
 use super::tables::{Grid, shared_address, signed_levels};
@@ -13,7 +14,6 @@ use super::units::{Sums, column_of, multiply_with, zero_sums};
 use super::unpack::{Two, halves_of, levels_to_halves, pair_of, two_of, word_of};
 use crate::layout::Format;
 use cubecl::prelude::*;
-use half::f16;
 
 /// Depth of a slice.
 const DEPTH: usize = 64;
@@ -29,66 +29,27 @@ pub const fn is_direct(format: Format, input: usize, t: &Tiling) -> bool {
         && input.is_multiple_of(DEPTH)
 }
 
-/// What a unit has of a slice of its rows of weights: a row for each half of a tile.
-#[derive(CubeType)]
-struct Pieces {
-    quads: Array<Quad>,
-    scales: Array<f16>,
-    mins: Array<f16>,
-    sub: Array<u32>,
-}
-
+/// Fetches a unit's piece of slice `slice` of a row, to place `i`: its own vector where a slice has four, else the whole.
 #[cube]
-fn room(#[comptime] rows: usize) -> Pieces {
-    Pieces {
-        quads: Array::<Quad>::new(rows),
-        scales: Array::<f16>::new(rows),
-        mins: Array::<f16>::new(rows),
-        sub: Array::<u32>::new(rows),
-    }
-}
-
-/// Fetches a unit's piece of slice `slice` of a row, to place `i`.
-#[cube]
-fn fetch_piece(w: &Weights, row: usize, slice: usize, to: &mut Pieces, #[comptime] i: usize) {
-    let units = comptime!(w.input / w.format.unit());
-    match comptime!(w.format) {
-        Format::Q8 => {
-            let at = row * units + 4 * slice + lane() % 4;
-            to.quads[i] = w.quants.index(0usize)[at];
-            to.scales[i] = w.scales.index(0usize)[at / 2];
-        }
-        Format::Iq2 => {
-            let at = row * units + slice;
-            to.quads[i] = w.quants.index(0usize)[at];
-            to.scales[i] = w.scales.index(0usize)[at / 4];
-            to.sub[i] = w.sub.index(0usize)[at / 4];
-        }
-        Format::Q2K => {
-            let at = row * units + slice;
-            to.quads[i] = w.quants.index(0usize)[at];
-            to.scales[i] = w.scales.index(0usize)[at / 4 * 2];
-            to.mins[i] = w.scales.index(0usize)[at / 4 * 2 + 1];
-            to.sub[i] = w.sub.index(0usize)[at];
-        }
-        _ => {}
-    }
+fn fetch_piece(w: &Weights, row: usize, slice: usize, to: &mut Held, #[comptime] i: usize) {
+    let own = if comptime!(w.format == Format::Q8) { 4 * slice + lane() % 4 } else { slice };
+    fetch_unit(w, to, row, own, i, false);
 }
 
 /// Scale, and what is subtracted, of the unit's weights of piece `i`.
 #[cube]
-fn scales_of(from: &Pieces, slice: usize, #[comptime] i: usize, #[comptime] format: Format) -> (u32, u32) {
-    let scale = f32::cast_from(from.scales[i]);
+fn scales_of(from: &Held, slice: usize, #[comptime] i: usize, #[comptime] format: Format) -> (u32, u32) {
+    let scale = f32::cast_from(from.scales[comptime!(2 * i)]);
     let q = (lane() % 4) as u32;
     match comptime!(format) {
         Format::Iq2 => {
-            let sub = (from.sub[i] >> (8 * (slice as u32 % 4) + 4 * (q / 2))) & 15;
+            let sub = (from.sub[comptime!(2 * i)] >> (8 * (slice as u32 % 4) + 4 * (q / 2))) & 15;
             let scale = word_of(pair_of(scale * 0.125f32 * f32::cast_from(2 * sub + 1)));
             (scale, scale)
         }
         Format::Q2K => {
-            let sub = from.sub[i] >> (8 * q);
-            let low = f32::cast_from(from.mins[i]) * f32::cast_from((sub >> 4) & 15);
+            let sub = from.sub[comptime!(2 * i)] >> (8 * q);
+            let low = f32::cast_from(from.scales[comptime!(2 * i + 1)]) * f32::cast_from((sub >> 4) & 15);
             (word_of(pair_of(scale * f32::cast_from(sub & 15))), word_of(pair_of(low)))
         }
         _ => (word_of(pair_of(scale)), word_of(pair_of(scale))),
@@ -98,7 +59,7 @@ fn scales_of(from: &Pieces, slice: usize, #[comptime] i: usize, #[comptime] form
 /// Four weights of step `s` of piece `i`: two words of two.
 #[cube]
 fn decode_step(
-    from: &Pieces,
+    from: &Held,
     grid: &Grid,
     scale: u32,
     low: u32,
@@ -141,7 +102,7 @@ fn fetch_pieces(
     second_row: usize,
     last: usize,
     slice: usize,
-    to: &mut Pieces,
+    to: &mut Held,
     #[comptime] t: Tiling,
     #[comptime] pair: bool,
 ) {
@@ -198,8 +159,9 @@ pub fn product_direct(
     let mut sums = zero_sums(t);
     let slices = comptime!(first.input / DEPTH);
     let halves = comptime!(2 * t.n());
-    let mut own = room(halves);
-    let mut next = room(halves);
+    // A row for each half of a tile.
+    let mut own = room(1usize, halves, first.format);
+    let mut next = room(1usize, halves, first.format);
     let mut input = Array::<Eight>::new(comptime!(t.eights()));
     fetch_input(x, starts, 0usize, &mut input, comptime!(first.input), t);
     fetch_pieces(first, first_row, second, second_row, last, 0usize, &mut own, t, pair);
@@ -247,10 +209,11 @@ pub fn product_direct(
         }
         #[unroll]
         for i in 0..halves {
+            let (scale, min) = comptime!((2 * i, 2 * i + 1));
             own.quads[i] = next.quads[i];
-            own.scales[i] = next.scales[i];
-            own.mins[i] = next.mins[i];
-            own.sub[i] = next.sub[i];
+            own.scales[scale] = next.scales[scale];
+            own.scales[min] = next.scales[min];
+            own.sub[scale] = next.sub[scale];
         }
         sync_cube();
     }

@@ -50,8 +50,7 @@ pub struct Weights {
     pub plane: usize,
 }
 
-/// Units that a lane takes between two turns of its loop: with several, many loads are under way at once. More would
-/// take the compiler long.
+/// Units that a lane takes in a turn: two, so that the turns on their way need few registers and many planes find room.
 pub const fn steps(format: Format, input: usize, plane: usize) -> usize {
     let units = input / format.unit();
     match plane {

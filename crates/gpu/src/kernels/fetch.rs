@@ -25,7 +25,7 @@ pub struct Held {
 
 /// Room for `steps` units of each of `rows` rows.
 #[cube]
-fn room(#[comptime] steps: usize, #[comptime] rows: usize, #[comptime] format: Format) -> Held {
+pub fn room(#[comptime] steps: usize, #[comptime] rows: usize, #[comptime] format: Format) -> Held {
     let (count, half) = (comptime!(steps * rows), comptime!(format == Format::F16));
     Held {
         quads: Array::<Quad>::new(comptime!(if half { 1 } else { count })),
@@ -44,7 +44,7 @@ pub fn fetch_rows(w: &Weights, first: usize, u: usize, #[comptime] rows: usize) 
         #[unroll]
         for r in 0..rows {
             let u = u + comptime!(step * w.plane);
-            fetch_unit(w, &mut held, first + r, u, comptime!(step * rows + r));
+            fetch_unit(w, &mut held, first + r, u, comptime!(step * rows + r), true);
         }
     }
     pin(w);
@@ -55,42 +55,49 @@ pub fn fetch_rows(w: &Weights, first: usize, u: usize, #[comptime] rows: usize) 
 #[cube]
 pub fn fetch_both(one: &Weights, other: &Weights, row: usize, u: usize) -> Held {
     let mut held = room(1usize, 2usize, one.format);
-    fetch_unit(one, &mut held, row, u, 0usize);
-    fetch_unit(other, &mut held, row, u, 1usize);
+    fetch_unit(one, &mut held, row, u, 0usize, true);
+    fetch_unit(other, &mut held, row, u, 1usize, true);
     pin(one);
     held
 }
 
-/// Fetches unit `u` of a row to place `i`.
+/// Fetches unit `u` of a row to place `i`; `pinned`: in such a way that [`pin`] holds it.
 #[cube]
-fn fetch_unit(w: &Weights, held: &mut Held, row: usize, u: usize, #[comptime] i: usize) {
+pub fn fetch_unit(
+    w: &Weights,
+    held: &mut Held,
+    row: usize,
+    u: usize,
+    #[comptime] i: usize,
+    #[comptime] pinned: bool,
+) {
     let at = row * comptime!(w.input / w.format.unit()) + u;
     let format = comptime!(w.format);
     if comptime!(format == Format::F16) {
-        held.halves[i] = load_eight(w.halves.index(0usize), at);
+        held.halves[i] = load_eight(w.halves.index(0usize), at, pinned);
     } else {
-        held.quads[i] = load_quad(w.quants.index(0usize), at);
+        held.quads[i] = load_quad(w.quants.index(0usize), at, pinned);
     }
     match comptime!(format) {
         Format::F32 | Format::F16 => {}
-        Format::Q8 => held.scales[comptime!(2 * i)] = load_half(w.scales.index(0usize), at / 2),
+        Format::Q8 => held.scales[comptime!(2 * i)] = load_half(w.scales.index(0usize), at / 2, pinned),
         Format::Iq2 => {
-            held.scales[comptime!(2 * i)] = load_half(w.scales.index(0usize), at / 4);
-            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), at / 4);
+            held.scales[comptime!(2 * i)] = load_half(w.scales.index(0usize), at / 4, pinned);
+            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), at / 4, pinned);
         }
         Format::Q2K => {
-            let (scale, min) = load_halves(w.scales.index(0usize), at / 4);
+            let (scale, min) = load_halves(w.scales.index(0usize), at / 4, pinned);
             held.scales[comptime!(2 * i)] = scale;
             held.scales[comptime!(2 * i + 1)] = min;
-            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), at);
+            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), at, pinned);
         }
         Format::Q4K => {
             let (block, word) = (at / 8, at / 8 * 4 + at / 4 % 2);
-            let (scale, min) = load_halves(w.scales.index(0usize), block);
+            let (scale, min) = load_halves(w.scales.index(0usize), block, pinned);
             held.scales[comptime!(2 * i)] = scale;
             held.scales[comptime!(2 * i + 1)] = min;
-            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), word);
-            held.sub[comptime!(2 * i + 1)] = load_word(w.sub.index(0usize), word + 2);
+            held.sub[comptime!(2 * i)] = load_word(w.sub.index(0usize), word, pinned);
+            held.sub[comptime!(2 * i + 1)] = load_word(w.sub.index(0usize), word + 2, pinned);
         }
     }
 }
@@ -141,21 +148,21 @@ fn load_wide<T: CubePrimitive>(from: &[T], at: usize) -> Quad {
 }
 
 #[cube]
-fn load_quad(from: &[Quad], at: usize) -> Quad {
+fn load_quad(from: &[Quad], at: usize, #[comptime] pinned: bool) -> Quad {
     let device = comptime::device_properties().comptime();
-    if comptime!(ptx(&device)) { load_wide(from, at) } else { from[at] }
+    if comptime!(pinned && ptx(&device)) { load_wide(from, at) } else { from[at] }
 }
 
 #[cube]
-fn load_eight(from: &[Eight], at: usize) -> Eight {
+fn load_eight(from: &[Eight], at: usize, #[comptime] pinned: bool) -> Eight {
     let device = comptime::device_properties().comptime();
-    if comptime!(ptx(&device)) { Eight::reinterpret(load_wide(from, at)) } else { from[at] }
+    if comptime!(pinned && ptx(&device)) { Eight::reinterpret(load_wide(from, at)) } else { from[at] }
 }
 
 #[cube]
-fn load_half(from: &[f16], at: usize) -> f16 {
+fn load_half(from: &[f16], at: usize, #[comptime] pinned: bool) -> f16 {
     let device = comptime::device_properties().comptime();
-    if comptime!(ptx(&device)) {
+    if comptime!(pinned && ptx(&device)) {
         let from = address(from, at);
         let out: u16;
         gpu_asm!("ld.global.u16 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
@@ -167,27 +174,27 @@ fn load_half(from: &[f16], at: usize) -> f16 {
 
 /// The `at`th pair.
 #[cube]
-fn load_halves(from: &[f16], at: usize) -> (f16, f16) {
+fn load_halves(from: &[f16], at: usize, #[comptime] pinned: bool) -> (f16, f16) {
     let device = comptime::device_properties().comptime();
-    if comptime!(ptx(&device)) {
-        let from = address(from, 2 * at);
-        let out: u32;
-        gpu_asm!("ld.global.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
-        (f16::reinterpret(u16::cast_from(out & 0xffff)), f16::reinterpret(u16::cast_from(out >> 16)))
+    if comptime!(pinned && ptx(&device)) {
+        let both = load_bits(from, 2 * at);
+        (f16::reinterpret(u16::cast_from(both & 0xffff)), f16::reinterpret(u16::cast_from(both >> 16)))
     } else {
         (from[2 * at], from[2 * at + 1])
     }
 }
 
 #[cube]
-fn load_word(from: &[u32], at: usize) -> u32 {
+fn load_word(from: &[u32], at: usize, #[comptime] pinned: bool) -> u32 {
     let device = comptime::device_properties().comptime();
-    if comptime!(ptx(&device)) {
-        let from = address(from, at);
-        let out: u32;
-        gpu_asm!("ld.global.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
-        out
-    } else {
-        from[at]
-    }
+    if comptime!(pinned && ptx(&device)) { load_bits(from, at) } else { from[at] }
+}
+
+/// Four bytes.
+#[cube]
+fn load_bits<T: CubePrimitive>(from: &[T], at: usize) -> u32 {
+    let from = address(from, at);
+    let out: u32;
+    gpu_asm!("ld.global.u32 {}, [{}];", out(_) out, mem_in(_) from, options(explicit_mem));
+    out
 }

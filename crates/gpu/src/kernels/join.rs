@@ -247,13 +247,13 @@ fn partial_at(row: usize, #[comptime] s: Hyper) -> usize {
 /// Products of the streams with each other.
 #[cube]
 fn stream_products(held: &Held, partial: &mut [f32], place: &Place, #[comptime] s: Hyper) {
-    let fours = comptime!(s.fours());
+    let (fours, own) = (comptime!(s.fours()), plane());
     #[unroll]
     for i in 0..comptime!(s.n) {
         #[unroll]
         for j in i..comptime!(s.n) {
             // From the last plane on: the first ones have had more control numbers.
-            if (comptime!(s.pair(i, j)) + plane() + 1) % planes() == 0 {
+            if (comptime!(s.pair(i, j)) + own + 1) % planes() == 0 {
                 #[unroll]
                 for r in 0..comptime!(s.rows) {
                     let at = comptime!(r * s.items());
