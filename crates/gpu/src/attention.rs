@@ -45,6 +45,17 @@ const WANTED_CUBES: usize = 132;
 /// Bytes of index scores held at once.
 const SCORE_BYTES: usize = 256 << 20;
 
+/// Rows of a pass whose scores of all visible keys are held at once, where there is room for so many scores.
+fn score_tile(scores: usize, visible: usize, rows: usize) -> usize {
+    (scores / visible).clamp(1, rows)
+}
+
+/// Stretches that a tile of scores has at the most, whatever is visible: many rows of few keys have more of them than
+/// few rows of many, since every row begins a stretch.
+fn most_stretches(scores: usize, max_rows: usize) -> usize {
+    scores / STRETCH + max_rows
+}
+
 impl Stage {
     #[allow(unsafe_code)]
     pub(crate) fn rotate_queries_step(&mut self, kind: LayerKind, q: &mut Rows) {
@@ -185,7 +196,7 @@ impl Stage {
         let bytes = 4 * (rows * keys) as u64;
         if bytes > self.scratch.scores.bytes {
             self.scratch.scores = Buffer::new(&self.client, bytes);
-            let best = 4 * (rows * keys.div_ceil(STRETCH) * self.shape.index_top_k) as u64;
+            let best = 4 * (most_stretches(rows * keys, self.options.max_rows) * self.shape.index_top_k) as u64;
             self.scratch.best = Buffer::new(&self.client, best);
             self.scratch.places = Buffer::new(&self.client, best);
         }
@@ -214,7 +225,7 @@ impl Stage {
         let s = self.index(self.sizes(layout).key, q, weights);
         selection.n = q.n;
         q.quantized = false;
-        let tile = (self.scratch.scores.bytes as usize / 4 / visible).clamp(1, q.n);
+        let tile = score_tile(self.scratch.scores.bytes as usize / 4, visible, q.n);
         let arena = self.arena(runs);
         // SAFETY: sizes are those of the shape; the scores hold `tile` rows of all visible keys.
         unsafe {
@@ -432,6 +443,29 @@ impl Stage {
                         groups,
                     );
                 });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There is room for the best of all stretches at every length on the way to the longest.
+    #[test]
+    fn stretches_fit() {
+        for max_rows in [1, 64, 2048] {
+            for keys in [1, 8192, 32_768, 32_769, 131_072, 262_144] {
+                let scores = (SCORE_BYTES / 4 / keys).clamp(1, max_rows) * keys;
+                for visible in (1..=keys).step_by(61).chain([8192, 8193, 32_768, 32_769, keys]).filter(|&v| v <= keys) {
+                    for rows in [1, max_rows] {
+                        let tile = score_tile(scores, visible, rows);
+                        assert!(tile * visible <= scores);
+                        let stretches = tile * visible.div_ceil(STRETCH);
+                        assert!(stretches <= most_stretches(scores, max_rows), "{visible} of {keys} keys");
+                    }
+                }
             }
         }
     }
