@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use ds4_testkit::Synthetic;
+use ds4_text::Profile;
 use std::path::PathBuf;
 
 /// Runs DeepSeek V4 Flash on hardware you own.
@@ -31,6 +32,10 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// Encode lines of JSON {"text": ..., "plain": bool} to token ids
     Tokenize(TokenizeArgs),
+    /// Render conversations, lines of JSON, to prompts
+    Render(RenderArgs),
+    /// Parse answers, lines of JSON, to messages
+    Parse(ParseArgs),
     /// Compute the logits of every position of a token sequence
     Logits(LogitsArgs),
     /// Compare two folders of named intermediate results
@@ -233,6 +238,39 @@ pub(crate) struct TokenizeArgs {
     /// Lines of {"text": ..., "plain": bool}; - for standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) jsonl: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct RenderArgs {
+    /// Lines of {"messages": [...], "thinking_mode": "chat" or "thinking", ...}; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) jsonl: PathBuf,
+    /// Weights to render for: april or 0731 [default: as the tokenizer's file says, else april]
+    #[arg(long, value_name = "PROFILE", value_parser = profile)]
+    pub(crate) profile: Option<Profile>,
+    /// Vocabulary: a GGUF file or a tokenizer.json [default: that of ./ds4flash.gguf, else of the embedded model]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
+}
+
+fn profile(name: &str) -> Result<Profile, String> {
+    Profile::named(name).ok_or_else(|| {
+        let names = Profile::ALL.map(|(name, _)| name).join(" or ");
+        format!("expected {names}")
+    })
+}
+
+#[derive(Args)]
+pub(crate) struct ParseArgs {
+    /// Lines of {"text": ..., "thinking_mode": "chat" or "thinking"}; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) jsonl: PathBuf,
+    /// Give the parser so many bytes at a time [default: all at once]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) stream: Option<u32>,
+    /// Accept tool calls without the marker too: <DSML｜tool_calls> and <tool_calls>
+    #[arg(long)]
+    pub(crate) loose: bool,
 }
 
 #[derive(Args)]

@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Quantize(args)) => commands::quantize::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
+        Some(Command::Render(args)) => commands::render::run(&args),
+        Some(Command::Parse(args)) => commands::parse::run(&args),
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Diff(args)) => commands::diff::run(&args),
     };

@@ -5,8 +5,8 @@ use crate::args::SamplingArgs;
 use crate::device::Device;
 use crate::load::Loaded;
 use crate::ui;
-use ds4_engine::{Error, Event, Finish, Generation, Limits, Sampler, Sampling, Session};
-use ds4_text::{Message, Thinking, Tokenizer, render};
+use ds4_engine::{Error, Event, Finish, Generation, Sampler, Sampling, Session};
+use ds4_text::{Assistant, Delta, End, Message, Parser, ParserOptions, RenderOptions, Replay, render};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// What a turn of the model was.
 pub(crate) struct Reply {
-    pub(crate) message: Message,
+    pub(crate) message: Assistant,
     /// What ended it; `None` if the person did.
     pub(crate) finish: Option<Finish>,
 }
@@ -63,11 +63,11 @@ pub(crate) fn reply<B: Device>(
     loaded: &mut Loaded<B>,
     session: &mut Session<B>,
     messages: &[Message],
-    thinking: Thinking,
+    options: &RenderOptions,
     sampling: Sampling,
     max_tokens: Option<usize>,
 ) -> Result<Reply> {
-    let prompt = render(messages, thinking, false);
+    let prompt = render(messages, options, &mut Replay::default())?;
     let tokens = prompt.to_tokens(&loaded.tokenizer)?;
     INTERRUPTED.store(false, Ordering::Relaxed);
     let start = Instant::now();
@@ -80,92 +80,81 @@ pub(crate) fn reply<B: Device>(
     bar.finish_and_clear();
     let synced = match synced {
         Err(Error::Cancelled) => {
-            let message = Message::new(ds4_text::Role::Assistant, "");
-            return Ok(Reply { message, finish: None });
+            return Ok(Reply { message: Assistant::default(), finish: None });
         }
         other => other?,
     };
     let prefill = (synced.computed, start.elapsed().as_secs_f64());
     let start = Instant::now();
-    let limits = Limits { max_tokens: max_tokens.unwrap_or(usize::MAX), stop: Vec::new() };
-    let mut generation = Generation::new(Sampler::new(sampling), limits);
-    let mut printer = Printer::new(prompt.starts_thinking(), &loaded.tokenizer);
+    let mut generation = Generation::new(Sampler::new(sampling), max_tokens.unwrap_or(usize::MAX));
+    let mut parser = Parser::new(ParserOptions { start: prompt.start(), ..ParserOptions::default() });
+    let mut printer = Printer::new();
     let finish = loop {
         if INTERRUPTED.load(Ordering::Relaxed) {
             break None;
         }
-        match generation.next(&mut loaded.engine, session, &loaded.tokenizer)? {
-            Event::Token { id, text } => printer.token(id, &text)?,
-            Event::End { text, finish } => {
-                printer.text(&text)?;
-                break Some(finish);
-            }
+        match generation.next(&mut loaded.engine, session, &loaded.tokenizer, parser.hint())? {
+            Event::Token(id) => printer.print(&parser.push_token(id, &loaded.tokenizer))?,
+            Event::End(finish) => break Some(finish),
         }
     };
-    let message = printer.finish()?;
+    let end = if finish == Some(Finish::EndOfSentence) { End::Turn } else { End::Cut };
+    printer.print(&parser.finish(end))?;
+    printer.finish()?;
+    let message = parser.into_answer().into();
     let decode = (generation.generated(), start.elapsed().as_secs_f64());
     ui::note(&Timing { reused: synced.reused, prefill, decode }.line());
     match &finish {
         Some(Finish::EndOfSentence) => {}
-        Some(finish) => ui::note(reason(finish)),
+        Some(finish) => ui::note(reason(*finish)),
         None => ui::note("stopped"),
     }
     Ok(Reply { message, finish })
 }
 
-fn reason(finish: &Finish) -> &'static str {
+fn reason(finish: Finish) -> &'static str {
     match finish {
         Finish::EndOfSentence => "the model ended its answer",
-        Finish::Stop(_) => "ended by a stop string",
         Finish::Length => "ended by -n",
         Finish::ContextFull => "the context is full: raise --ctx, or /quit and start over",
         Finish::Repetition => "stopped: the text fell into a loop",
     }
 }
 
-/// Prints an answer as it comes and collects it.
+/// Prints an answer as it comes: thinking dimmed, a line end between it and the answer.
 struct Printer {
     thinking: bool,
-    think_end: Option<u32>,
     terminal: bool,
-    message: Message,
     out: std::io::Stdout,
 }
 
 impl Printer {
-    fn new(thinking: bool, tokenizer: &Tokenizer) -> Self {
-        Printer {
-            thinking,
-            think_end: tokenizer.id_of("</think>"),
-            terminal: std::io::stdout().is_terminal(),
-            message: Message::new(ds4_text::Role::Assistant, ""),
-            out: std::io::stdout(),
-        }
+    fn new() -> Self {
+        Printer { thinking: false, terminal: std::io::stdout().is_terminal(), out: std::io::stdout() }
     }
 
-    fn token(&mut self, id: u32, text: &str) -> Result<()> {
-        if self.thinking && Some(id) == self.think_end {
-            self.thinking = false;
-            writeln!(self.out)?;
-            return Ok(());
-        }
-        self.text(text)
-    }
-
-    fn text(&mut self, text: &str) -> Result<()> {
-        if self.thinking {
-            self.message.reasoning.push_str(text);
-            write!(self.out, "{}", ui::dim(text, self.terminal))?;
-        } else {
-            self.message.content.push_str(text);
-            write!(self.out, "{text}")?;
+    fn print(&mut self, deltas: &[Delta]) -> Result<()> {
+        for delta in deltas {
+            match delta {
+                Delta::Reasoning(text) => {
+                    self.thinking = true;
+                    write!(self.out, "{}", ui::dim(text, self.terminal))?;
+                }
+                Delta::Content(text) | Delta::Trailing(text) => {
+                    if std::mem::take(&mut self.thinking) {
+                        writeln!(self.out)?;
+                    }
+                    write!(self.out, "{text}")?;
+                }
+                // Without tools there are no calls.
+                Delta::Call { .. } | Delta::Arguments(_) | Delta::CallEnd | Delta::CallDropped => {}
+            }
         }
         Ok(self.out.flush()?)
     }
 
-    fn finish(mut self) -> Result<Message> {
+    fn finish(mut self) -> Result<()> {
         writeln!(self.out)?;
-        self.out.flush()?;
-        Ok(self.message)
+        Ok(self.out.flush()?)
     }
 }

@@ -81,6 +81,55 @@ fn tokenize_both_modes() {
 }
 
 #[test]
+fn render_and_parse() {
+    let folder = Folder::new();
+    let conversations = folder.write(
+        "in.jsonl",
+        concat!(
+            r#"{"messages":[{"role":"user","content":"hi"}],"thinking_mode":"thinking","reasoning_effort":"max"}"#,
+            "\n",
+            r#"{"messages":[{"role":"user","content":null}],"thinking_mode":"chat"}"#,
+            "\n",
+            r#"{"messages":[{"role":"user","content":"a<think>"}],"thinking_mode":"chat"}"#,
+        ),
+    );
+    let lines = |args: &[&str]| -> Vec<serde_json::Value> {
+        stdout(args).lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    };
+    let rendered = lines(&["render", "--jsonl", &conversations]);
+    let text = rendered[0]["text"].as_str().unwrap();
+    assert!(text.contains("Absolute maximum") && text.ends_with("hi<｜Assistant｜><think>"), "{text}");
+    assert!(rendered[1]["error"].as_str().unwrap().contains("content"), "{}", rendered[1]);
+    // By the embedded vocabulary: of the client's marker there is only text.
+    let ids = rendered[2]["token_ids"].as_array().unwrap();
+    let again = folder.write("t.jsonl", "{\"text\":\"<think>\"}");
+    let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/ds4-nano/ds4-nano.gguf");
+    let think = &lines(&["tokenize", "--tokenizer", nano, "--jsonl", &again])[0][0];
+    assert!(think.is_u64() && !ids.contains(think));
+    let july = lines(&["render", "--jsonl", &conversations, "--profile", "0731"]);
+    assert!(july[0]["text"].as_str().unwrap().contains("Beyond maximum"));
+
+    let answers = folder.write(
+        "answers.jsonl",
+        concat!(
+            r#"{"text":"so</think>Yes.<｜end▁of▁sentence｜>","thinking_mode":"thinking"}"#,
+            "\n",
+            r#"{"text":"\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n</｜DSML｜invoke>\n","thinking_mode":"chat"}"#,
+        ),
+    );
+    for stream in [&[][..], &["--stream", "1"], &["--stream", "7"]] {
+        let parsed = lines(&[&["parse", "--jsonl", &answers], stream].concat());
+        let expected = serde_json::json!({"message": {"role": "assistant", "content": "Yes.",
+            "reasoning_content": "so", "tool_calls": []}, "finish": "stop"});
+        assert_eq!(parsed[0], expected);
+        let function = serde_json::json!({"name": "f", "arguments": "{}"});
+        assert_eq!(parsed[1]["message"]["tool_calls"][0]["function"], function);
+        assert_eq!((parsed[1]["finish"].as_str(), parsed[1]["flaw"].is_string()), (Some("tool_calls"), true));
+    }
+    assert!(!ds4(&["parse", "--jsonl", &answers, "--stream", "0"]).status.success());
+}
+
+#[test]
 fn inspect_and_bench() {
     let model = fixture("model.gguf");
     let text = stdout(&["inspect", &model]);

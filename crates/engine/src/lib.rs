@@ -10,9 +10,8 @@ mod generate;
 mod repetition;
 mod sampler;
 mod session;
-mod stops;
 
 pub use engine::{Engine, EngineOptions, Error, Progress, SessionSnapshot, Synced, Work};
-pub use generate::{Event, Finish, Generation, Limits};
+pub use generate::{Event, Finish, Generation};
 pub use sampler::{Logprob, Sampler, Sampling, log_probabilities};
 pub use session::Session;

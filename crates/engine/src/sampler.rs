@@ -59,6 +59,7 @@ impl Sampling {
 /// Samples tokens; holds the random state and what was generated.
 pub struct Sampler {
     options: Sampling,
+    greedy: bool,
     random: ChaCha8Rng,
     /// How often each token was generated, for the penalties.
     counts: HashMap<u32, u32>,
@@ -74,16 +75,26 @@ impl Sampler {
         Sampler {
             random: ChaCha8Rng::seed_from_u64(options.seed),
             options,
+            greedy: false,
             counts: HashMap::new(),
             candidates: Vec::new(),
             logits: Vec::new(),
         }
     }
 
+    /// Whether to take the most probable token from now on, whatever the temperature.
+    pub fn set_greedy(&mut self, greedy: bool) {
+        self.greedy = greedy;
+    }
+
+    fn takes_best(&self) -> bool {
+        self.greedy || self.options.temperature <= 0.0
+    }
+
     /// Which logits a choice needs, as a rule: then [`Sampler::sample_best`] may do.
     pub fn detail(&self) -> Detail {
         let o = &self.options;
-        let few = o.temperature <= 0.0 || (1..=BEST_TOKENS).contains(&o.top_k) || o.min_p > 0.0;
+        let few = self.takes_best() || (1..=BEST_TOKENS).contains(&o.top_k) || o.min_p > 0.0;
         if few && o.logit_bias.is_empty() && !o.has_penalties() { Detail::Best } else { Detail::All }
     }
 
@@ -102,7 +113,7 @@ impl Sampler {
         if self.detail() == Detail::All {
             return None;
         }
-        if self.options.temperature <= 0.0 {
+        if self.takes_best() {
             return Some(token);
         }
         let (least, top_k) = (self.least(largest), self.options.top_k);
@@ -118,7 +129,7 @@ impl Sampler {
     fn choose(&mut self, logits: &[f32]) -> u32 {
         self.adjust(logits);
         let best = argmax(&self.logits);
-        if self.options.temperature <= 0.0 {
+        if self.takes_best() {
             return best;
         }
         // min-p is a threshold on logits; it thins out the vocabulary before anything is sorted.
@@ -244,6 +255,17 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_largest() {
         assert_eq!(draw(Sampling::greedy(), &LOGITS, 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn greedy_for_a_while() {
+        let mut sampler = Sampler::new(Sampling { seed: 1, ..Sampling::default() });
+        let logits = [1.0, 1.2, 1.1];
+        sampler.set_greedy(true);
+        assert_eq!(sampler.detail(), Detail::Best);
+        assert!((0..50).all(|_| sampler.sample(&logits) == 1));
+        sampler.set_greedy(false);
+        assert!((0..50).any(|_| sampler.sample(&logits) != 1));
     }
 
     #[test]

@@ -2,14 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use ds4_cpu::{Cpu, Options};
-use ds4_engine::{
-    Engine, EngineOptions, Error, Event, Finish, Generation, Limits, Sampler, Sampling, Session, Work,
-};
+use ds4_engine::{Engine, EngineOptions, Error, Event, Finish, Generation, Sampler, Sampling, Session, Work};
 use ds4_gguf::Gguf;
 use ds4_model::Shape;
 use ds4_model::cache::KvFormat;
 use ds4_testkit::Fixture;
-use ds4_text::Tokenizer;
+use ds4_text::{Hint, Tokenizer};
 use std::ops::ControlFlow;
 
 fn load(name: &str, exact: bool, options: EngineOptions) -> (Engine<Cpu>, Vec<u32>, Gguf) {
@@ -186,19 +184,16 @@ fn generate(
     tokenizer: &Tokenizer,
     prompt: &[u32],
     sampling: Sampling,
-    limits: Limits,
-) -> (Vec<u32>, String, Finish) {
+    max_tokens: usize,
+) -> (Vec<u32>, Finish) {
     let mut session = engine.session(200).unwrap();
     sync(engine, &mut session, prompt);
-    let mut generation = Generation::new(Sampler::new(sampling), limits);
-    let (mut ids, mut all) = (Vec::new(), String::new());
+    let mut generation = Generation::new(Sampler::new(sampling), max_tokens);
+    let mut ids = Vec::new();
     loop {
-        match generation.next(engine, &mut session, tokenizer).unwrap() {
-            Event::Token { id, text } => {
-                ids.push(id);
-                all.push_str(&text);
-            }
-            Event::End { text, finish } => return (ids, all + &text, finish),
+        match generation.next(engine, &mut session, tokenizer, Hint::Free).unwrap() {
+            Event::Token(id) => ids.push(id),
+            Event::End(finish) => return (ids, finish),
         }
     }
 }
@@ -207,23 +202,15 @@ fn generate(
 fn generation_ends_for_typed_reasons_and_repeats_with_its_seed() {
     let (mut engine, tokens, file) = load("dev-f16", false, EngineOptions::default());
     let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
-    let limits = |max_tokens, stop: &[&str]| Limits {
-        max_tokens,
-        stop: stop.iter().map(|s| (*s).to_owned()).collect(),
-    };
     let seeded = |seed| Sampling { seed, ..Sampling::default() };
-    let mut run = |sampling, limits| generate(&mut engine, &tokenizer, &tokens[..40], sampling, limits);
-    let (ids, text, finish) = run(seeded(1), limits(30, &[]));
+    let mut run =
+        |sampling, max_tokens| generate(&mut engine, &tokenizer, &tokens[..40], sampling, max_tokens);
+    let (ids, finish) = run(seeded(1), 30);
     assert!(ids.len() <= 30 && (finish == Finish::Length || finish == Finish::EndOfSentence));
-    assert_eq!(run(seeded(1), limits(30, &[])), (ids.clone(), text.clone(), finish));
-    assert_ne!(run(seeded(2), limits(30, &[])).0, ids);
-    // A stop string out of the middle of the text ends it there.
-    let chars: Vec<char> = text.chars().collect();
-    let stop: String = chars[chars.len() / 2..chars.len() / 2 + 2].iter().collect();
-    let (_, cut, finish) = run(seeded(1), limits(30, &[&stop]));
-    assert_eq!((cut.as_str(), finish), (text.split(&stop).next().unwrap(), Finish::Stop(stop)));
-    let (ids, _, finish) = run(Sampling { logit_bias: vec![(1, -1e9)], ..seeded(3) }, limits(1000, &[]));
+    assert_eq!(run(seeded(1), 30), (ids.clone(), finish));
+    assert_ne!(run(seeded(2), 30).0, ids);
+    let (ids, finish) = run(Sampling { logit_bias: vec![(1, -1e9)], ..seeded(3) }, 1000);
     assert_eq!((ids.len(), finish), (160, Finish::ContextFull));
     let forced = Sampling { logit_bias: vec![(1, 1e9)], ..seeded(3) };
-    assert_eq!(run(forced, limits(1000, &[])).2, Finish::EndOfSentence);
+    assert_eq!(run(forced, 1000).1, Finish::EndOfSentence);
 }

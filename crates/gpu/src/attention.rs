@@ -196,7 +196,8 @@ impl Stage {
         let bytes = 4 * (rows * keys) as u64;
         if bytes > self.scratch.scores.bytes {
             self.scratch.scores = Buffer::new(&self.client, bytes);
-            let best = 4 * (most_stretches(rows * keys, self.options.max_rows) * self.shape.index_top_k) as u64;
+            let best =
+                4 * (most_stretches(rows * keys, self.options.max_rows) * self.shape.index_top_k) as u64;
             self.scratch.best = Buffer::new(&self.client, best);
             self.scratch.places = Buffer::new(&self.client, best);
         }
@@ -458,7 +459,9 @@ mod tests {
         for max_rows in [1, 64, 2048] {
             for keys in [1, 8192, 32_768, 32_769, 131_072, 262_144] {
                 let scores = (SCORE_BYTES / 4 / keys).clamp(1, max_rows) * keys;
-                for visible in (1..=keys).step_by(61).chain([8192, 8193, 32_768, 32_769, keys]).filter(|&v| v <= keys) {
+                for visible in
+                    (1..=keys).step_by(61).chain([8192, 8193, 32_768, 32_769, keys]).filter(|&v| v <= keys)
+                {
                     for rows in [1, max_rows] {
                         let tile = score_tile(scores, visible, rows);
                         assert!(tile * visible <= scores);

@@ -7,7 +7,7 @@ use ds4_engine::{Engine, EngineOptions, Session, Work};
 use ds4_gguf::Gguf;
 use ds4_gpu::{Gpu, devices};
 use ds4_model::{BEST_TOKENS, Backend, Best, Detail, Shape};
-use ds4_text::{Message, Role, Thinking, Tokenizer, render};
+use ds4_text::{Message, RenderOptions, Replay, Tokenizer, render};
 use std::ops::ControlFlow;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/ds4-nano/ds4-nano.gguf");
@@ -19,7 +19,9 @@ const NEAR_TIE: f32 = 0.7;
 
 fn prompt(file: &Gguf, question: &str) -> Vec<u32> {
     let tokenizer = Tokenizer::from_gguf(file.metadata()).unwrap();
-    render(&[Message::new(Role::User, question)], Thinking::Off, false).to_tokens(&tokenizer).unwrap()
+    let messages = [Message::user(question)];
+    let prompt = render(&messages, &RenderOptions::default(), &mut Replay::default()).unwrap();
+    prompt.to_tokens(&tokenizer).unwrap()
 }
 
 fn engine<B: Backend>(backend: B, file: &Gguf) -> Engine<B> {

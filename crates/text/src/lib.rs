@@ -1,4 +1,11 @@
-//! Text of DeepSeek V4: tokenizer, chat rendering, incremental UTF-8.
+//! Text of DeepSeek V4: tokenizer, prompts, and what the model answers.
+//!
+//! * [`Tokenizer`]: text to tokens and back.
+//! * [`render`]: a typed conversation ([`Message`]) as a [`Prompt`], byte for byte that of the official encoder.
+//! * [`Parser`]: generated tokens as [`Delta`]s of thinking, text and tool calls.
+//! * [`Replay`]: the sampled text of tool calls, for conversations that come back.
+//!
+//! Which strings are markers is known here and nowhere else ([`Marker`]).
 //!
 //! # Why the tokenizer is our own
 //! Two modes are needed on one vocabulary: template text, in which markers are recognised, and client text, in
@@ -9,18 +16,18 @@
 //! one machine). The algorithm is small and its behaviour is pinned by the official fixtures.
 #![forbid(unsafe_code)]
 
-mod bpe;
-mod chat;
-mod dsml;
-mod json;
-mod metadata;
-mod split;
+mod answer;
+mod marker;
+mod prompt;
+mod replay;
 mod tokenizer;
-mod unicode;
-mod utf8;
 
-pub use chat::{Message, Part, Prompt, Role, Thinking, render};
-pub use dsml::{ToolCall, parse_answer};
-pub use metadata::gguf_metadata;
-pub use tokenizer::{Error, Mode, Tokenizer};
-pub use utf8::Utf8Stream;
+pub use answer::{Answer, Block, Delta, End, Flaw, Hint, Options as ParserOptions, Parser, Spelling, Start};
+pub use marker::Marker;
+pub use prompt::{
+    Assistant, Body, Effort, Instructions, Json, Message, Options as RenderOptions, Part, Profile, Prompt,
+    RenderError, ResponseFormat, ResultPart, Task, Thinking, ToolCall, ToolResult, official, render,
+    render_after,
+};
+pub use replay::{Replay, ReplayLimits};
+pub use tokenizer::{Error, Mode, Tokenizer, Utf8Stream, gguf_metadata};

@@ -7,7 +7,7 @@ use crate::load::{self, Loaded, Wants, WithEngine};
 use crate::reply::{INTERRUPTED, reply, sampling};
 use crate::ui;
 use ds4_engine::{Engine, Finish, Session};
-use ds4_text::{Message, Role, Thinking, Tokenizer};
+use ds4_text::{Effort, Message, Profile, RenderOptions, Thinking, Tokenizer};
 use reedline::{DefaultPrompt, DefaultPromptSegment, FileBackedHistory, Reedline, Signal};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -30,12 +30,14 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     };
     let file = load::open(args.model.model.as_deref())?;
     let tokenizer = Tokenizer::from_gguf(file.metadata())?;
-    load::with_engine(&file, &args.model, Wants::session(args.ctx), Chat { tokenizer, prompt, args })
+    let profile = Profile::of_file(file.metadata());
+    load::with_engine(&file, &args.model, Wants::session(args.ctx), Chat { tokenizer, profile, prompt, args })
 }
 
 /// What is left to do when the engine is there.
 struct Chat<'a> {
     tokenizer: Tokenizer,
+    profile: Profile,
     /// The only thing to say; a conversation without one.
     prompt: Option<String>,
     args: &'a ChatArgs,
@@ -47,12 +49,13 @@ impl WithEngine for Chat<'_> {
         let mut loaded = Loaded::new(engine, self.tokenizer)?;
         let session = loaded.engine.session(args.ctx)?;
         let thinking = match (args.think, args.think_max) {
-            (_, true) => Thinking::Max,
-            (true, _) => Thinking::On,
+            (_, true) => Thinking::On(Effort::Max),
+            (true, _) => Thinking::On(Effort::High),
             _ => Thinking::Off,
         };
+        let options = RenderOptions { thinking, profile: self.profile, ..RenderOptions::default() };
         ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed))?;
-        let mut conversation = Conversation { loaded, session, messages: Vec::new(), thinking, args };
+        let mut conversation = Conversation { loaded, session, messages: Vec::new(), options, args };
         conversation.start_over();
         match self.prompt {
             Some(prompt) => conversation.once(prompt),
@@ -69,30 +72,30 @@ struct Conversation<'a, B: Device> {
     loaded: Loaded<B>,
     session: Session<B>,
     messages: Vec<Message>,
-    thinking: Thinking,
+    options: RenderOptions,
     args: &'a ChatArgs,
 }
 
 impl<B: Device> Conversation<'_, B> {
     fn start_over(&mut self) {
-        self.messages = self.args.system.iter().map(|s| Message::new(Role::System, s)).collect();
+        self.messages = self.args.system.iter().map(Message::system).collect();
     }
 
     /// Says `text`, prints the answer, keeps both in the conversation.
     fn say(&mut self, text: String) -> Result<Option<Finish>> {
-        self.messages.push(Message::new(Role::User, text));
+        self.messages.push(Message::user(text));
         let sampling = sampling(&self.args.sampling);
         let answer = reply(
             &mut self.loaded,
             &mut self.session,
             &self.messages,
-            self.thinking,
+            &self.options,
             sampling,
             self.args.max_tokens,
         );
         match answer {
             Ok(reply) => {
-                self.messages.push(reply.message);
+                self.messages.push(reply.message.into());
                 Ok(reply.finish)
             }
             Err(e) => {
@@ -140,8 +143,8 @@ impl<B: Device> Conversation<'_, B> {
         let (name, argument) = line.split_once(' ').map_or((line, ""), |(n, a)| (n, a.trim()));
         match name {
             "help" => eprintln!("{HELP}"),
-            "think" => self.thinking = Thinking::On,
-            "nothink" => self.thinking = Thinking::Off,
+            "think" => self.options.thinking = Thinking::On(Effort::High),
+            "nothink" => self.options.thinking = Thinking::Off,
             "ctx" => {
                 let context = argument
                     .parse()

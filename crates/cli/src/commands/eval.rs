@@ -5,8 +5,8 @@ use crate::args::EvalArgs;
 use crate::device::{Description, Device};
 use crate::load::{self, Loaded, Wants, WithEngine};
 use crate::ui;
-use ds4_engine::{Engine, Event, Generation, Limits, Sampler, Sampling};
-use ds4_text::{Mode, Tokenizer, parse_answer};
+use ds4_engine::{Engine, Event, Finish, Generation, Sampler, Sampling};
+use ds4_text::{Answer, End, Mode, Parser, ParserOptions, Start, Tokenizer};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -92,7 +92,8 @@ fn score<B: Device>(loaded: &mut Loaded<B>, cases: &[Case], verbose: bool) -> Re
             let tail: String =
                 case.prompt.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
             bar.suspend(|| {
-                println!("[{}] {}\n...{tail}{output}\n", if right { "right" } else { "WRONG" }, case.skill);
+                let (verdict, output) = (if right { "right" } else { "WRONG" }, shown(output.answer()));
+                println!("[{verdict}] {}\n...{tail}{output}\n", case.skill);
             });
         }
         let score = scores.entry(case.skill.clone()).or_default();
@@ -136,38 +137,53 @@ fn cases(path: &Path) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// What the model says, greedily, markers included.
-fn answer<B: Device>(loaded: &mut Loaded<B>, case: &Case) -> Result<String> {
+/// A parser of answers to a case.
+fn parser(case: &Case) -> Parser {
+    let start = if case.think { Start::Reasoning } else { Start::Content };
+    Parser::new(ParserOptions { start, tools: true, ..ParserOptions::default() })
+}
+
+/// What the model says, greedily.
+fn answer<B: Device>(loaded: &mut Loaded<B>, case: &Case) -> Result<Parser> {
     let tokens = loaded.tokenizer.encode(&case.prompt, Mode::Special);
     let mut session = loaded.engine.session(tokens.len() + case.max_tokens + 1)?;
     loaded.engine.sync(&mut session, &tokens, &mut |_, _| ControlFlow::Continue(()))?;
-    let limits = Limits { max_tokens: case.max_tokens, stop: Vec::new() };
-    let mut generation = Generation::new(Sampler::new(Sampling::greedy()), limits);
-    let mut output = String::new();
+    let mut generation = Generation::new(Sampler::new(Sampling::greedy()), case.max_tokens);
+    let mut parser = parser(case);
     loop {
-        match generation.next(&mut loaded.engine, &mut session, &loaded.tokenizer)? {
-            Event::Token { text, .. } => output.push_str(&text),
-            Event::End { text, .. } => return Ok(output + &text),
+        match generation.next(&mut loaded.engine, &mut session, &loaded.tokenizer, parser.hint())? {
+            Event::Token(id) => drop(parser.push_token(id, &loaded.tokenizer)),
+            Event::End(finish) => {
+                let end = if finish == Finish::EndOfSentence { End::Turn } else { End::Cut };
+                parser.finish(end);
+                return Ok(parser);
+            }
         }
     }
 }
 
-fn is_right(case: &Case, output: &str) -> bool {
-    let answer = match (case.think, output.split_once("</think>")) {
-        (true, Some((reasoning, answer))) if !reasoning.trim().is_empty() => answer,
-        (false, None) => output,
-        // It did not think although told to, or the other way round.
-        _ => return false,
-    };
+/// An answer for people.
+fn shown(answer: &Answer) -> String {
+    let calls = answer.calls.iter().map(|c| format!("\n{}({})", c.name, c.arguments)).collect::<String>();
+    format!("{}\n{}{calls}{}", answer.reasoning, answer.content, answer.trailing)
+}
+
+fn is_right(case: &Case, parser: &Parser) -> bool {
+    let answer = parser.answer();
+    // It did not think although told to, or the other way round, or its answer is not well formed.
+    if parser.flaw().is_some() || case.think == answer.reasoning.trim().is_empty() {
+        return false;
+    }
+    let text = &answer.content;
     match &case.check {
-        Check::Exact { value } => answer.trim() == value.trim(),
-        Check::Contains { value } => contains_word(answer, value),
-        Check::Json { value } => serde_json::from_str::<Value>(answer.trim()).is_ok_and(|v| v == *value),
-        Check::ToolCall { calls } => parse_answer(answer).is_some_and(|(_, made)| {
-            made.len() == calls.len()
-                && made.iter().zip(calls).all(|(m, c)| m.name == c.name && m.arguments == c.arguments)
-        }),
-        Check::Think => !answer.trim().is_empty(),
+        Check::Exact { value } => text.trim() == value.trim(),
+        Check::Contains { value } => contains_word(text, value),
+        Check::Json { value } => serde_json::from_str::<Value>(text.trim()).is_ok_and(|v| v == *value),
+        Check::ToolCall { calls } => {
+            let made = answer.calls.iter().map(|c| (&c.name, serde_json::from_str(&c.arguments).ok()));
+            made.eq(calls.iter().map(|c| (&c.name, Some(Value::Object(c.arguments.clone())))))
+        }
+        Check::Think => !text.trim().is_empty(),
     }
 }
 
@@ -184,7 +200,11 @@ mod tests {
 
     fn right(think: bool, check: &str, output: &str) -> bool {
         let check = serde_json::from_str(check).unwrap();
-        is_right(&Case { skill: String::new(), prompt: String::new(), think, max_tokens: 1, check }, output)
+        let case = Case { skill: String::new(), prompt: String::new(), think, max_tokens: 1, check };
+        let mut parser = parser(&case);
+        parser.push_bytes(output.as_bytes());
+        parser.finish(End::Turn);
+        is_right(&case, &parser)
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Pre-tokenization: three splits in sequence, each applied to every piece of the one before
 //! (`tokenizer.md` section 4). Matches become pieces, and so do the gaps between them.
 
-use crate::unicode::{Class, class, is_space};
+use super::unicode::{Class, class, is_space};
 
 /// Calls `piece` with every pre-token of `text`, in order; together they are `text`.
 pub(crate) fn split(text: &str, piece: &mut impl FnMut(&str)) {

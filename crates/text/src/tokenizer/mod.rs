@@ -1,10 +1,21 @@
 //! The tokenizer: a byte-level BPE vocabulary with added tokens.
 
-use crate::bpe::Merges;
-use crate::split::split;
+mod bpe;
+mod hugging_face;
+mod metadata;
+mod split;
+mod unicode;
+mod utf8;
+
+pub use metadata::gguf_metadata;
+pub use utf8::Utf8Stream;
+
+use crate::Marker;
 use aho_corasick::{AhoCorasick, MatchKind};
+use bpe::Merges;
 use ds4_gguf::Metadata;
 use rustc_hash::{FxHashMap, FxHashSet};
+use split::split;
 
 /// Why a vocabulary cannot be used, or a text cannot be encoded with it.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +31,7 @@ pub enum Error {
     Vocabulary(String),
     /// A marker that the prompt format needs is not in the vocabulary.
     #[error("the vocabulary has no token {0:?}: the file is not of the DeepSeek V4 family")]
-    Marker(String),
+    Marker(&'static str),
 }
 
 /// How a text is read.
@@ -63,16 +74,11 @@ pub struct Tokenizer {
     added: AhoCorasick,
     added_ids: Vec<u32>,
     by_text: FxHashMap<String, u32>,
+    /// In the order of [`Marker::ALL`].
+    markers: [Option<u32>; Marker::ALL.len()],
     bos: u32,
     eos: u32,
 }
-
-/// Begin of sentence.
-pub(crate) const BOS: &str = "<｜begin▁of▁sentence｜>";
-/// End of sentence.
-pub(crate) const EOS: &str = "<｜end▁of▁sentence｜>";
-/// Padding.
-pub(crate) const PAD: &str = "<｜▁pad▁｜>";
 
 impl Tokenizer {
     /// The tokenizer in a model file's metadata (`tokenizer.md` section 6).
@@ -103,7 +109,7 @@ impl Tokenizer {
 
     /// The tokenizer of a Hugging Face `tokenizer.json`.
     pub fn from_json(json: &[u8]) -> Result<Self, Error> {
-        Self::build(crate::json::entries(json)?)
+        Self::build(hugging_face::entries(json)?)
     }
 
     fn build(entries: Entries) -> Result<Self, Error> {
@@ -135,19 +141,21 @@ impl Tokenizer {
             byte_ids[byte] =
                 *id.ok_or_else(|| Error::Vocabulary(format!("no token for byte {byte:#04x}")))?;
         }
-        let find = |text: &str| by_text.get(text).copied().ok_or_else(|| Error::Marker(text.into()));
+        let find = |text: &'static str| by_text.get(text).copied().ok_or(Error::Marker(text));
         let added = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&added);
+        let markers = Marker::ALL.map(|m| by_text.get(m.text()).copied());
         Ok(Tokenizer {
             merges: merges(&entries.merges, &by_text),
             added: added.map_err(|e| Error::Vocabulary(format!("added tokens: {e}")))?,
-            bos: find(BOS)?,
-            eos: find(EOS)?,
+            bos: find(Marker::Bos.text())?,
+            eos: find(Marker::Eos.text())?,
             bytes,
             starts,
             special,
             byte_ids,
             added_ids,
             by_text,
+            markers,
         })
     }
 
@@ -214,8 +222,13 @@ impl Tokenizer {
     }
 
     /// The token of a marker.
-    pub fn marker(&self, text: &str) -> Result<u32, Error> {
-        self.id_of(text).ok_or_else(|| Error::Marker(text.into()))
+    pub fn marker(&self, marker: Marker) -> Result<u32, Error> {
+        self.markers[marker as usize].ok_or(Error::Marker(marker.text()))
+    }
+
+    /// The marker that a token is.
+    pub fn marker_of(&self, id: u32) -> Option<Marker> {
+        self.markers.iter().position(|&m| m == Some(id)).map(|i| Marker::ALL[i])
     }
 
     /// Number of ids.
@@ -273,7 +286,7 @@ fn is_special_text(text: &str) -> bool {
         "/ref",
     ];
     let inner = text.strip_prefix("<｜").and_then(|t| t.strip_suffix("｜>"));
-    [BOS, EOS, PAD].contains(&text)
+    [Marker::Bos, Marker::Eos, Marker::Pad].iter().any(|m| m.text() == text)
         || inner.is_some_and(|t| INNER.contains(&t) || t.starts_with("place▁holder▁no"))
         || text.starts_with("<|place_holder_")
 }

@@ -2,19 +2,19 @@
 
 /// Finds the first stop string in text that arrives in pieces, and holds back what may be the start of one.
 #[derive(Debug, Default)]
-pub(crate) struct Stops {
+pub(super) struct Stops {
     stops: Vec<String>,
     held: String,
 }
 
 impl Stops {
-    pub(crate) fn new(stops: Vec<String>) -> Self {
+    pub(super) fn new(stops: Vec<String>) -> Self {
         Stops { stops: stops.into_iter().filter(|s| !s.is_empty()).collect(), held: String::new() }
     }
 
     /// Takes text; returns what is certain not to be part of a stop string, and the stop string if one is
     /// complete (the text ends before it).
-    pub(crate) fn push(&mut self, text: &str) -> (String, Option<String>) {
+    pub(super) fn push(&mut self, text: &str) -> (String, Option<String>) {
         self.held.push_str(text);
         let found = self.stops.iter().filter_map(|s| self.held.find(s.as_str()).map(|at| (at, s)));
         // The earliest; of several at one place the longest.
@@ -29,7 +29,7 @@ impl Stops {
     }
 
     /// The text held back, when no more comes.
-    pub(crate) fn finish(&mut self) -> String {
+    pub(super) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }

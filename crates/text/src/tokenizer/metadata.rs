@@ -1,18 +1,18 @@
 //! A `tokenizer.json` as GGUF metadata (`tokenizer.md` section 6).
 
-use crate::Error;
-use crate::json::entries;
-use crate::tokenizer::{BOS, EOS, Kind, PAD};
+use super::hugging_face::entries;
+use super::{Error, Kind};
+use crate::Marker;
 use ds4_gguf::Value;
 
 /// Keys and values that [`crate::Tokenizer::from_gguf`] and other engines read.
 pub fn gguf_metadata(json: &[u8]) -> Result<Vec<(&'static str, Value)>, Error> {
     let entries = entries(json)?;
-    let id = |marker: &str| match entries.tokens.iter().position(|(text, _)| text == marker) {
+    let id = |marker: Marker| match entries.tokens.iter().position(|(text, _)| text == marker.text()) {
         Some(id) => Ok(Value::U32(id as u32)),
-        None => Err(Error::Marker(marker.into())),
+        None => Err(Error::Marker(marker.text())),
     };
-    let (bos, eos, pad) = (id(BOS)?, id(EOS)?, id(PAD)?);
+    let (bos, eos, pad) = (id(Marker::Bos)?, id(Marker::Eos)?, id(Marker::Pad)?);
     let types = entries.tokens.iter().map(|(text, kind)| token_type(text, *kind)).collect();
     let tokens = entries.tokens.into_iter().map(|(text, _)| text).collect();
     let merges = entries.merges.into_iter().map(|(a, b)| format!("{a} {b}")).collect();

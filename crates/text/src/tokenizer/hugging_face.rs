@@ -1,6 +1,6 @@
 //! Reads a Hugging Face `tokenizer.json`.
 
-use crate::tokenizer::{Entries, Error, Kind};
+use super::{Entries, Error, Kind};
 use serde::Deserialize;
 use std::collections::HashMap;
 
