@@ -196,6 +196,9 @@ pub(crate) struct DoctorArgs {
     /// List only
     #[arg(long)]
     pub(crate) no_tests: bool,
+    /// Run only one group of one GPU's checks: doctor starts itself so, several at once
+    #[arg(long, hide = true, num_args = 2, value_names = ["GPU", "GROUP"])]
+    pub(crate) part: Option<Vec<usize>>,
 }
 
 #[derive(Args)]
@@ -254,10 +257,7 @@ pub(crate) struct RenderArgs {
 }
 
 fn profile(name: &str) -> Result<Profile, String> {
-    Profile::named(name).ok_or_else(|| {
-        let names = Profile::ALL.map(|(name, _)| name).join(" or ");
-        format!("expected {names}")
-    })
+    Profile::named(name).ok_or_else(|| "expected april or 0731".into())
 }
 
 #[derive(Args)]

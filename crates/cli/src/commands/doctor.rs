@@ -15,7 +15,8 @@ use ds4_model::{BackendError, Shape};
 use ds4_testkit::conformance::{Check, MakeBackend};
 use ds4_testkit::{Fixture, Synthetic};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Instant;
 
 /// Contexts to compare with memory.
 const CONTEXTS: [(&str, usize); 4] =
@@ -23,6 +24,9 @@ const CONTEXTS: [(&str, usize); 4] =
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let gpus = gpu::devices();
+    if let Some(part) = &args.part {
+        return prove_part(&gpus, part);
+    }
     let memory = main_memory();
     println!("devices");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -40,12 +44,19 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     if args.no_tests {
         return Ok(ExitCode::SUCCESS);
     }
-    let mut failed = prove("cpu", &OnCpu);
-    for gpu in gpus {
-        failed += prove(&gpu.to_string(), &OnGpu(gpu.clone()));
+    let start = Instant::now();
+    let parts: Vec<Vec<Child>> = (0..gpus.len()).map(parts_of).collect::<Result<_>>()?;
+    println!("\nchecks on cpu");
+    let mut failed = prove(&OnCpu, &Check::ALL);
+    for (gpu, parts) in gpus.iter().zip(parts) {
+        println!("\nchecks on {gpu}");
+        for part in parts {
+            failed += finish(part)?;
+        }
     }
+    let seconds = start.elapsed().as_secs();
     if failed == 0 {
-        println!("\nall checks passed");
+        println!("\nall checks passed in {seconds} s");
         return Ok(ExitCode::SUCCESS);
     }
     println!("\n{failed} checks FAILED");
@@ -132,12 +143,11 @@ impl MakeBackend for OnCpu {
     }
 }
 
-/// Runs all checks; returns how many failed.
-fn prove<M: MakeBackend>(device: &str, maker: &M) -> usize {
-    println!("\nchecks on {device}");
+/// Runs checks; returns how many failed.
+fn prove<M: MakeBackend>(maker: &M, checks: &[Check]) -> usize {
     let fixture = Fixture::embedded();
     let mut failed = 0;
-    for check in Check::ALL {
+    for check in checks {
         let spinner = ui::spinner(check.name());
         let outcome = check.run(maker, &fixture);
         spinner.finish_and_clear();
@@ -150,4 +160,63 @@ fn prove<M: MakeBackend>(device: &str, maker: &M) -> usize {
         }
     }
     failed
+}
+
+/// Checks of a GPU that run one after the other, since they need the same kernels. Nearly all time goes into compiling
+/// those the first time, which a process does on one core: so each group has its own, all at once. And a driver that
+/// dies takes only its own group along.
+const GROUPS: [&[Check]; 4] = [
+    &[Check::Exact, Check::Rounding, Check::Draft, Check::ChunksExact, Check::BatchesExact],
+    &[Check::Default, Check::ChunksDefault, Check::BatchesDefault],
+    &[Check::Widths],
+    &[Check::EmptyPass, Check::Restore, Check::Rewind],
+];
+
+/// Starts all checks of a GPU.
+fn parts_of(gpu: usize) -> Result<Vec<Child>> {
+    let program = std::env::current_exe()?;
+    let start = |group: usize| {
+        let mut part = Command::new(&program);
+        part.args(["doctor", "--part", &gpu.to_string(), &group.to_string()]);
+        part.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    };
+    Ok((0..GROUPS.len()).map(start).collect::<std::io::Result<_>>()?)
+}
+
+/// One group of checks, in a process of its own.
+fn prove_part(gpus: &[GpuInfo], part: &[usize]) -> Result<ExitCode> {
+    let &[gpu, group] = part else { return Err("--part takes two numbers".into()) };
+    let (Some(gpu), Some(checks)) = (gpus.get(gpu), GROUPS.get(group)) else {
+        return Err(format!("there is no part {group} of GPU {gpu}").into());
+    };
+    let failed = prove(&OnGpu(gpu.clone()), checks);
+    Ok(ExitCode::from(u8::try_from(failed).unwrap_or(u8::MAX)))
+}
+
+/// Prints what a group found when it has ended; returns how many of its checks failed.
+fn finish(part: Child) -> Result<usize> {
+    let spinner = ui::spinner("checks");
+    let found = part.wait_with_output()?;
+    spinner.finish_and_clear();
+    let text = String::from_utf8_lossy(&found.stdout);
+    print!("{text}");
+    let failed = text.lines().filter(|line| line.starts_with("  FAIL")).count();
+    // It ended in another way than by having run them all.
+    if found.status.code() != i32::try_from(failed).ok() {
+        println!("  FAIL  {}: {}", found.status, String::from_utf8_lossy(&found.stderr).trim());
+        return Ok(failed + 1);
+    }
+    Ok(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_check_is_in_a_group() {
+        let grouped: Vec<Check> = GROUPS.concat();
+        assert_eq!(grouped.len(), Check::ALL.len());
+        assert!(Check::ALL.iter().all(|check| grouped.contains(check)));
+    }
 }

@@ -46,9 +46,6 @@ pub enum Thinking {
 }
 
 impl Profile {
-    /// All, by the name that users give.
-    pub const ALL: [(&'static str, Profile); 2] = [("april", Profile::April), ("0731", Profile::July)];
-
     /// The profile of a model file: that of the weights of July where its name, version or base model says so, else
     /// that of April.
     pub fn of_file(meta: &Metadata) -> Self {
@@ -58,9 +55,13 @@ impl Profile {
         if keys.iter().any(says_july) { Profile::July } else { Profile::April }
     }
 
-    /// The profile of a name.
+    /// The profile of a name; `later_2026` and `april_2026` are what others call their effort tables.
     pub fn named(name: &str) -> Option<Self> {
-        Profile::ALL.into_iter().find(|(n, _)| *n == name).map(|(_, profile)| profile)
+        match name {
+            "april" | "april_2026" => Some(Profile::April),
+            "0731" | "later_2026" => Some(Profile::July),
+            _ => None,
+        }
     }
 
     /// The effort that a level's official name means to these weights; other levels are errors to the official encoder.
