@@ -1,6 +1,7 @@
 //! The loaded model, and everything that moves a session.
 
 use crate::Session;
+use crate::disk::Disk;
 use crate::session::Kept;
 use ds4_gguf::Gguf;
 use ds4_model::cache::{Frontier, KvFormat, Layout, Snapshot};
@@ -63,13 +64,26 @@ impl Default for EngineOptions {
 /// Progress of a prefill: tokens done, tokens to do.
 pub type Progress<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
 
-/// Where the tokens of a prompt came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where the state after a prompt's tokens came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Synced {
-    /// Tokens whose state was already there.
-    pub reused: usize,
+    /// Tokens that the session held, and went on from.
+    pub live: usize,
+    /// Tokens to which it went back, at a place kept in memory.
+    pub kept: usize,
+    /// Tokens beyond those that were loaded from disk.
+    pub disk: usize,
     /// Tokens computed.
     pub computed: usize,
+    /// The first token at which the prompt is another one than the session's, if it had to go back.
+    pub differs_at: Option<usize>,
+}
+
+impl Synced {
+    /// Tokens that were not computed.
+    pub fn reused(&self) -> usize {
+        self.live + self.kept + self.disk
+    }
 }
 
 /// One session's part of a batch.
@@ -82,13 +96,14 @@ pub struct Work<'a, B: Backend> {
 
 /// A loaded model on a backend.
 pub struct Engine<B: Backend> {
-    backend: B,
+    pub(crate) backend: B,
     model: Model<B>,
     pass: Pass<B>,
     options: EngineOptions,
     logits: Logits,
     /// Passes so far.
     passes: u64,
+    pub(crate) disk: Option<Disk>,
 }
 
 impl<B: Backend> Engine<B> {
@@ -107,7 +122,7 @@ impl<B: Backend> Engine<B> {
     ) -> Result<Self, Error> {
         let model = Model::load_with(&mut backend, file, mtp, progress)?;
         let pass = Pass::new(&mut backend, &model.shape, options.max_rows)?;
-        Ok(Engine { backend, model, pass, options, logits: Logits::default(), passes: 0 })
+        Ok(Engine { backend, model, pass, options, logits: Logits::default(), passes: 0, disk: None })
     }
 
     /// Dimensions of the model.
@@ -152,6 +167,7 @@ impl<B: Backend> Engine<B> {
             best: None,
             computed: (0, 0),
             kept: Vec::new(),
+            saved: Vec::new(),
             keep_bytes: self.options.keep_bytes,
         })
     }
@@ -174,12 +190,18 @@ impl<B: Backend> Engine<B> {
             return Err(Error::PromptTooLong { tokens: prompt.len(), context });
         }
         let common = session.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let mut synced = Synced::default();
         if common < session.tokens.len() {
-            self.rewind(session, common)?;
+            synced.differs_at = Some(common).filter(|&at| at < prompt.len());
+            synced.kept = self.rewind(session, common)?;
+        } else {
+            synced.live = common;
         }
+        synced.disk = self.load_saved(session, prompt)?;
         if session.tokens.len() == prompt.len() && !self.has_logits(session) {
             // A place inside an earlier prompt, kept without logits: they need one token to be computed again.
-            self.rewind(session, prompt.len() - 1)?;
+            (synced.live, synced.disk) = (0, 0);
+            synced.kept = self.rewind(session, prompt.len() - 1)?;
         }
         let reused = session.tokens.len();
         let total = prompt.len() - reused;
@@ -199,7 +221,8 @@ impl<B: Backend> Engine<B> {
             }
         }
         let _ = progress(total, total);
-        Ok(Synced { reused, computed: total })
+        synced.computed = total;
+        Ok(synced)
     }
 
     /// Appends a token and computes the logits for the next.
@@ -342,7 +365,7 @@ impl<B: Backend> Engine<B> {
         self.has_logits(session);
         let frontier = Frontier::take(&mut self.backend, &session.store, &session.layout, len)?;
         session.keep(Kept { frontier, logits: session.logits.clone() });
-        Ok(())
+        self.save(session)
     }
 
     /// Goes back to the last kept place at or before `len`, or to the start; returns the new length.
@@ -351,9 +374,7 @@ impl<B: Backend> Engine<B> {
             return Ok(session.tokens.len());
         }
         let Some(i) = session.kept_before(len) else {
-            session.kept.clear();
-            session.tokens.clear();
-            session.clear_logits();
+            session.clear();
             return Ok(0);
         };
         session.kept.truncate(i + 1);
@@ -362,6 +383,7 @@ impl<B: Backend> Engine<B> {
         session.best = None;
         session.logits.clone_from(&kept.logits);
         session.tokens.truncate(kept.frontier.len);
+        session.saved.retain(|&end| end <= kept.frontier.len);
         Ok(kept.frontier.len)
     }
 
@@ -379,9 +401,7 @@ impl<B: Backend> Engine<B> {
             return Err(Error::Snapshot { tokens, context });
         }
         // Not valid if putting fails half way; empty is.
-        session.kept.clear();
-        session.tokens.clear();
-        session.clear_logits();
+        session.clear();
         snapshot.state.put(&mut self.backend, &mut session.store, &session.layout)?;
         session.tokens.extend_from_slice(&snapshot.tokens);
         session.logits.clone_from(&snapshot.logits);

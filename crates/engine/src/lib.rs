@@ -5,12 +5,14 @@
 //! the session to get there. [`Generation`] samples from a session until something stops it.
 #![forbid(unsafe_code)]
 
+mod disk;
 mod engine;
 mod generate;
 mod repetition;
 mod sampler;
 mod session;
 
+pub use disk::{Disk, fingerprint};
 pub use engine::{Engine, EngineOptions, Error, Progress, SessionSnapshot, Synced, Work};
 pub use generate::{Event, Finish, Generation};
 pub use sampler::{Logprob, Sampler, Sampling, log_probabilities};

@@ -33,6 +33,8 @@ pub struct Session<B: Backend> {
     pub(crate) computed: (u64, usize),
     /// Ascending by length, each valid for `tokens[..len]`.
     pub(crate) kept: Vec<Kept>,
+    /// Lengths at which blocks on disk end that hold these tokens' state.
+    pub(crate) saved: Vec<usize>,
     /// Bytes that `kept` may take.
     pub(crate) keep_bytes: usize,
 }
@@ -79,6 +81,14 @@ impl<B: Backend> Session<B> {
     pub(crate) fn clear_logits(&mut self) {
         self.logits.clear();
         self.best = None;
+    }
+
+    /// Goes back to the start.
+    pub(crate) fn clear(&mut self) {
+        self.kept.clear();
+        self.saved.clear();
+        self.tokens.clear();
+        self.clear_logits();
     }
 
     /// Most tokens the session can hold.

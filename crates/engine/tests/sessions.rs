@@ -22,7 +22,7 @@ fn load(name: &str, exact: bool, options: EngineOptions) -> (Engine<Cpu>, Vec<u3
 
 fn sync(engine: &mut Engine<Cpu>, session: &mut Session<Cpu>, prompt: &[u32]) -> (usize, usize) {
     let synced = engine.sync(session, prompt, &mut |_, _| ControlFlow::Continue(())).unwrap();
-    (synced.reused, synced.computed)
+    (synced.reused(), synced.computed)
 }
 
 /// Logits of a fresh session after `prompt`.

@@ -348,10 +348,18 @@ impl Frontier {
         len: usize,
     ) -> Result<Self, BackendError> {
         let mut bytes = Vec::new();
-        for (layer, part, range) in layout.frontier(len) {
-            backend.export(store, layer, part, range, &mut bytes)?;
-        }
+        export_all(backend, store, layout.frontier(len), &mut bytes)?;
         Ok(Frontier { len, bytes })
+    }
+
+    /// The frontier whose bytes were saved.
+    pub fn from_bytes(len: usize, bytes: Vec<u8>) -> Self {
+        Frontier { len, bytes }
+    }
+
+    /// Its bytes, in the order of [`Layout::frontier`].
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Puts the frontier back. The store must still hold the compressed rows of the first `len` tokens.
@@ -387,9 +395,7 @@ impl Snapshot {
     ) -> Result<Self, BackendError> {
         let frontier = Frontier::take(backend, store, layout, len)?;
         let mut rows = Vec::new();
-        for (layer, part, range) in layout.grown(0, len) {
-            backend.export(store, layer, part, range, &mut rows)?;
-        }
+        export_all(backend, store, layout.grown(0, len), &mut rows)?;
         Ok(Snapshot { frontier, rows })
     }
 
@@ -420,7 +426,32 @@ impl Snapshot {
     }
 }
 
-fn import_all<B: Backend>(
+/// Bytes of parts.
+pub fn bytes_of(layout: &Layout, parts: impl Iterator<Item = (usize, Part, Range<usize>)>) -> usize {
+    parts.map(|(layer, part, range)| range.len() * layout.unit_bytes(layer, part)).sum()
+}
+
+/// Copies parts out of a store, one behind the other.
+///
+/// # Errors
+/// The backend's.
+pub fn export_all<B: Backend>(
+    backend: &mut B,
+    store: &B::Store,
+    parts: impl Iterator<Item = (usize, Part, Range<usize>)>,
+    out: &mut Vec<u8>,
+) -> Result<(), BackendError> {
+    for (layer, part, range) in parts {
+        backend.export(store, layer, part, range, out)?;
+    }
+    Ok(())
+}
+
+/// The inverse of [`export_all`].
+///
+/// # Errors
+/// The backend's, and bytes that are too few.
+pub fn import_all<B: Backend>(
     backend: &mut B,
     store: &mut B::Store,
     layout: &Layout,
