@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Make a model file from a checkpoint
     Quantize(QuantizeArgs),
+    /// Look after the state that is kept on disk
+    Cache(CacheArgs),
     /// Encode lines of JSON {"text": ..., "plain": bool} to token ids
     Tokenize(TokenizeArgs),
     /// Render conversations, lines of JSON, to prompts
@@ -91,7 +93,12 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "N", default_value_t = 32768)]
     pub(crate) ctx: usize,
     #[command(flatten)]
+    pub(crate) kv: KvArgs,
+    #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    /// Say where the state after a prompt came from
+    #[arg(long)]
+    pub(crate) verbose: bool,
     /// Think before answering
     #[arg(long, conflicts_with_all = ["nothink", "think_max"])]
     pub(crate) think: bool,
@@ -101,6 +108,81 @@ pub(crate) struct ChatArgs {
     /// Think as thoroughly as possible
     #[arg(long)]
     pub(crate) think_max: bool,
+}
+
+/// State on disk.
+#[derive(Args)]
+pub(crate) struct KvArgs {
+    /// Keep what prompts cost to compute on disk, and go on from there
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub(crate) kv: Switch,
+    /// Folder to keep it in [default: in the user's cache folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) kv_dir: Option<PathBuf>,
+    /// Bytes it may take: 8GiB, 500MB, ...; what is of least use goes first
+    #[arg(long, value_name = "SIZE", default_value = "8GiB", value_parser = size)]
+    pub(crate) kv_budget: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+/// A number of bytes, perhaps with a unit.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 10] = [
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+        ("tib", 1 << 40),
+        ("kb", 1000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("tb", 1_000_000_000_000),
+        ("b", 1),
+        ("", 1),
+    ];
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = UNITS.iter().find(|(name, _)| *name == &lower[digits.len()..]);
+    match (digits.trim().parse::<f64>(), unit) {
+        (Ok(n), Some((_, unit))) if n >= 0.0 && n * *unit as f64 <= 1e18 => Ok((n * *unit as f64) as u64),
+        _ => Err("expected a number of bytes, as 8GiB or 500MB".into()),
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct CacheArgs {
+    #[command(subcommand)]
+    pub(crate) action: CacheAction,
+    /// Folder [default: in the user's cache folder]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) kv_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum CacheAction {
+    /// List what is kept
+    Ls {
+        /// Model file whose tokens to show as text [default: ./ds4flash.gguf, else the embedded model]
+        #[arg(short, long, value_name = "FILE")]
+        model: Option<PathBuf>,
+    },
+    /// Check every byte; what is no good is moved aside
+    Verify,
+    /// Remove what is of least use until the rest takes no more than a size
+    Prune {
+        /// Bytes that may stay
+        #[arg(value_name = "SIZE", value_parser = size)]
+        budget: u64,
+    },
+    /// Remove a block and those that build on it, or all
+    Rm {
+        /// Its name, or the beginning of it; all for everything
+        name: String,
+    },
 }
 
 #[derive(Args)]
@@ -341,6 +423,18 @@ mod tests {
         let model = parse(&[]).unwrap().chat.model;
         assert_eq!((model.backend, model.device), (BackendArg::Auto, vec![]));
         assert!(parse(&["--backend", "rocm"]).is_err_and(|e| e.contains("vulkan")));
+    }
+
+    #[test]
+    fn sizes() {
+        let gib = 1u64 << 30;
+        let good = [("8GiB", 8 * gib), ("1.5 gib", 3 * gib / 2), ("500MB", 500_000_000), ("7", 7), ("0b", 0)];
+        for (text, bytes) in good {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "GiB", "8 apples", "-1GB", "1e300TB", "é"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod gpu;
 #[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal", target_os = "macos")))]
 #[path = "no_gpu.rs"]
 mod gpu;
+mod kv;
 mod load;
 mod reply;
 mod ui;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Some(Command::Doctor(args)) => commands::doctor::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Quantize(args)) => commands::quantize::run(&args),
+        Some(Command::Cache(args)) => commands::cache::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Render(args)) => commands::render::run(&args),
         Some(Command::Parse(args)) => commands::parse::run(&args),

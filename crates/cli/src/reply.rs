@@ -3,10 +3,13 @@
 use crate::Result;
 use crate::args::SamplingArgs;
 use crate::device::Device;
+use crate::kv;
 use crate::load::Loaded;
 use crate::ui;
-use ds4_engine::{Error, Event, Finish, Generation, Sampler, Sampling, Session};
-use ds4_text::{Assistant, Delta, End, Message, Parser, ParserOptions, RenderOptions, Replay, render};
+use ds4_engine::{Error, Event, Finish, Generation, Sampler, Sampling, Session, Synced};
+use ds4_text::{
+    Assistant, Delta, End, Message, Parser, ParserOptions, RenderOptions, Replay, Tokenizer, render,
+};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,6 +69,7 @@ pub(crate) fn reply<B: Device>(
     options: &RenderOptions,
     sampling: Sampling,
     max_tokens: Option<usize>,
+    verbose: bool,
 ) -> Result<Reply> {
     let prompt = render(messages, options, &mut Replay::default())?;
     let tokens = prompt.to_tokens(&loaded.tokenizer)?;
@@ -84,6 +88,9 @@ pub(crate) fn reply<B: Device>(
         }
         other => other?,
     };
+    if verbose {
+        ui::note(&origin(&synced, &tokens, &loaded.tokenizer));
+    }
     let prefill = (synced.computed, start.elapsed().as_secs_f64());
     let start = Instant::now();
     let mut generation = Generation::new(Sampler::new(sampling), max_tokens.unwrap_or(usize::MAX));
@@ -102,14 +109,34 @@ pub(crate) fn reply<B: Device>(
     printer.print(&parser.finish(end))?;
     printer.finish()?;
     let message = parser.into_answer().into();
+    if finish.is_some() {
+        // The next turn goes on from here, perhaps in another process.
+        loaded.engine.keep(session)?;
+    }
+    kv::report(loaded.engine.disk());
     let decode = (generation.generated(), start.elapsed().as_secs_f64());
-    ui::note(&Timing { reused: synced.reused, prefill, decode }.line());
+    ui::note(&Timing { reused: synced.reused(), prefill, decode }.line());
     match &finish {
         Some(Finish::EndOfSentence) => {}
         Some(finish) => ui::note(reason(*finish)),
         None => ui::note("stopped"),
     }
     Ok(Reply { message, finish })
+}
+
+/// Where the state after a prompt came from, and why the rest had to be computed.
+fn origin(synced: &Synced, prompt: &[u32], tokenizer: &Tokenizer) -> String {
+    let Synced { live, kept, disk, computed, differs_at } = *synced;
+    let why = match differs_at {
+        Some(at) => {
+            let text = tokenizer.decode_text(&prompt[at..(at + 8).min(prompt.len())], false);
+            format!("; from token {at} on, {text:?}, it is another text than the one before")
+        }
+        None => String::new(),
+    };
+    format!(
+        "state of {live} tokens was live, of {kept} kept in memory, of {disk} on disk; {computed} computed{why}"
+    )
 }
 
 fn reason(finish: Finish) -> &'static str {

@@ -8,7 +8,10 @@ use std::process::Command;
 fn ds4(args: &[&str]) -> (String, String) {
     // A folder of its own: no ./ds4flash.gguf.
     let folder = tempfile::tempdir().unwrap();
-    let out = Command::new(env!("CARGO_BIN_EXE_ds4")).current_dir(&folder).args(args).output().unwrap();
+    let mut ds4 = Command::new(env!("CARGO_BIN_EXE_ds4"));
+    // Nothing of a test is kept in the user's cache.
+    ds4.env("XDG_CACHE_HOME", folder.path()).env("HOME", folder.path());
+    let out = ds4.current_dir(&folder).args(args).output().unwrap();
     let text = |b| String::from_utf8(b).unwrap();
     assert!(out.status.success(), "{args:?}: {}", text(out.stderr));
     (text(out.stdout), text(out.stderr))
@@ -96,4 +99,40 @@ fn the_file_is_made_from_the_checkpoint_by_our_own_code() {
     let out = folder.path().join("nano.gguf");
     ds4(&["quantize", models().to_str().unwrap(), out.to_str().unwrap(), "--name", "ds4-nano"]);
     assert!(std::fs::read(out).unwrap() == std::fs::read(models().join("ds4-nano.gguf")).unwrap());
+}
+
+#[test]
+fn a_prompt_is_prefilled_once_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (file, kv) = (path("p.txt"), path("kv"));
+    let story = "The fox ran over the hill and met a bear. ".repeat(20);
+    std::fs::write(&file, format!("{story}What is 17 + 25?")).unwrap();
+    let ask = |more: &[&str]| {
+        let args = ["--prompt-file", &file, "--temp", "0", "-n", "12", "--verbose", "--kv-dir", &kv];
+        ds4(&[&args[..], more].concat())
+    };
+    let (first, err) = ask(&[]);
+    assert!(err.contains(" 0 on disk;") && !err.contains(" 0 computed"), "{err}");
+    let (again, err) = ask(&[]);
+    assert_eq!(again, first);
+    assert!(err.contains("; 0 computed"), "{err}");
+    let (off, err) = ask(&["--kv", "off"]);
+    assert_eq!(off, first);
+    assert!(err.contains(" 0 on disk;"), "{err}");
+    // Another question behind the same story goes on from a place inside it, if one was kept; and answers the same as ever.
+    let cache = |args: &[&str]| ds4(&[&["cache", "--kv-dir", &kv], args].concat()).0;
+    let listed = cache(&["ls"]);
+    assert!(listed.contains("17 + 25") && listed.contains(" 1 "), "{listed}");
+    let blocks = listed.lines().count() - 2;
+    assert!(cache(&["verify"]).contains(&format!("{blocks} of {blocks} blocks are good")));
+    let name = listed.lines().nth(1).unwrap().split_whitespace().nth(1).unwrap();
+    assert!(cache(&["rm", name]).contains("removed"));
+    cache(&["prune", "0"]);
+    assert!(cache(&["ls"]).contains("0 blocks"), "{}", cache(&["ls"]));
+    // A folder that cannot be used costs a warning.
+    let args = ["--prompt-file", &file, "--temp", "0", "-n", "12", "--kv-dir", &file];
+    let (answer, err) = ds4(&args);
+    assert_eq!(answer, first);
+    assert!(err.contains("nothing is kept on disk"), "{err}");
 }

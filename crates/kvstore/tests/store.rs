@@ -106,7 +106,8 @@ fn several_stores_see_each_others_blocks() {
     let twice = timeline(2, 1);
     a.put(MODEL, twice[0].clone());
     b.put(MODEL, twice[0].clone());
-    (a.flush(), b.flush());
+    a.flush();
+    b.flush();
     assert_eq!((files(folder.path(), "kv").len(), files(folder.path(), "tmp").len()), (5, 0));
 }
 

@@ -3,10 +3,11 @@
 use crate::Result;
 use crate::args::ChatArgs;
 use crate::device::{Description, Device};
+use crate::kv;
 use crate::load::{self, Loaded, Wants, WithEngine};
 use crate::reply::{INTERRUPTED, reply, sampling};
 use crate::ui;
-use ds4_engine::{Engine, Finish, Session};
+use ds4_engine::{Disk, Engine, Finish, Session};
 use ds4_text::{Effort, Message, Profile, RenderOptions, Thinking, Tokenizer};
 use reedline::{DefaultPrompt, DefaultPromptSegment, FileBackedHistory, Reedline, Signal};
 use std::io::IsTerminal;
@@ -31,13 +32,17 @@ pub(crate) fn run(args: &ChatArgs) -> Result<ExitCode> {
     let file = load::open(args.model.model.as_deref())?;
     let tokenizer = Tokenizer::from_gguf(file.metadata())?;
     let profile = Profile::of_file(file.metadata());
-    load::with_engine(&file, &args.model, Wants::session(args.ctx), Chat { tokenizer, profile, prompt, args })
+    // Opened before the model: what is wrong with the folder should not come after minutes of loading.
+    let disk = kv::open(&args.kv, &file, args.model.mtp.as_deref(), Wants::session(args.ctx))?;
+    let chat = Chat { tokenizer, profile, prompt, disk, args };
+    load::with_engine(&file, &args.model, Wants::session(args.ctx), chat)
 }
 
 /// What is left to do when the engine is there.
 struct Chat<'a> {
     tokenizer: Tokenizer,
     profile: Profile,
+    disk: Option<Disk>,
     /// The only thing to say; a conversation without one.
     prompt: Option<String>,
     args: &'a ChatArgs,
@@ -47,6 +52,9 @@ impl WithEngine for Chat<'_> {
     fn run<B: Device>(self, engine: Engine<B>, _: Description) -> Result<ExitCode> {
         let args = self.args;
         let mut loaded = Loaded::new(engine, self.tokenizer)?;
+        if let Some(disk) = self.disk {
+            loaded.engine.set_disk(disk);
+        }
         let session = loaded.engine.session(args.ctx)?;
         let thinking = match (args.think, args.think_max) {
             (_, true) => Thinking::On(Effort::Max),
@@ -92,6 +100,7 @@ impl<B: Device> Conversation<'_, B> {
             &self.options,
             sampling,
             self.args.max_tokens,
+            self.args.verbose,
         );
         match answer {
             Ok(reply) => {
