@@ -7,6 +7,7 @@ use crate::kv;
 use crate::load::Loaded;
 use crate::ui;
 use ds4_engine::{Error, Event, Finish, Generation, Sampler, Sampling, Session, Synced};
+use ds4_kvstore::Missing;
 use ds4_text::{
     Assistant, Delta, End, Message, Parser, ParserOptions, RenderOptions, Replay, Tokenizer, render,
 };
@@ -126,7 +127,7 @@ pub(crate) fn reply<B: Device>(
 
 /// Where the state after a prompt came from, and why the rest had to be computed.
 fn origin(synced: &Synced, prompt: &[u32], tokenizer: &Tokenizer) -> String {
-    let Synced { live, kept, disk, computed, differs_at } = *synced;
+    let Synced { live, kept, disk, computed, differs_at, missing } = *synced;
     let why = match differs_at {
         Some(at) => {
             let text = tokenizer.decode_text(&prompt[at..(at + 8).min(prompt.len())], false);
@@ -134,8 +135,14 @@ fn origin(synced: &Synced, prompt: &[u32], tokenizer: &Tokenizer) -> String {
         }
         None => String::new(),
     };
+    let disk_why = match missing.filter(|_| computed > 0) {
+        Some(Missing::Evicted) => "; it was on disk and made room for other state",
+        Some(Missing::Broken) => "; it was on disk and was no good",
+        Some(Missing::OtherModel) => "; what is on disk is of other models",
+        Some(Missing::New) | None => "",
+    };
     format!(
-        "state of {live} tokens was live, of {kept} kept in memory, of {disk} on disk; {computed} computed{why}"
+        "state of {live} tokens was live, of {kept} kept in memory, of {disk} on disk; {computed} computed{why}{disk_why}"
     )
 }
 

@@ -3,7 +3,7 @@
 use crate::session::Kept;
 use crate::{Engine, Error, Session};
 use ds4_gguf::Gguf;
-use ds4_kvstore::{Block, Fingerprint, Meta, Names, Section, Store};
+use ds4_kvstore::{Block, Fingerprint, Found, Meta, Missing, Names, Section, Store};
 use ds4_model::cache::{Frontier, KvFormat, Layout, bytes_of, export_all, import_all};
 use ds4_model::{Backend, BackendError};
 use sha1::{Digest, Sha1};
@@ -79,31 +79,37 @@ impl<B: Backend> Engine<B> {
             rows,
             frontier: kept.frontier.bytes().to_vec(),
             logits: kept.logits.iter().flat_map(|l| l.to_le_bytes()).collect(),
+            notes: std::mem::take(&mut session.notes),
         };
         disk.store.put(disk.fingerprint, block);
         session.saved.push(end);
         Ok(())
     }
 
-    /// Brings a session that holds a prefix of `prompt` further along it by what is on disk; returns the tokens gained.
-    pub(crate) fn load_saved(&mut self, session: &mut Session<B>, prompt: &[u32]) -> Result<usize, Error> {
-        let Some(disk) = self.disk.clone() else { return Ok(0) };
+    /// Brings a session that holds a prefix of `prompt` further along it by what is on disk; returns the tokens gained, and
+    /// why there are no more.
+    pub(crate) fn load_saved(
+        &mut self,
+        session: &mut Session<B>,
+        prompt: &[u32],
+    ) -> Result<(usize, Option<Missing>), Error> {
+        let Some(disk) = self.disk.clone() else { return Ok((0, None)) };
         let before = session.tokens.len();
         // A block that turns out to be no good is gone from the next chain.
         loop {
-            let mut chain = disk.store.find(disk.fingerprint, prompt);
+            let Found { mut chain, missing } = disk.store.find(disk.fingerprint, prompt);
             // At the prompt's end logits are needed.
             if chain.last().is_some_and(|m| m.end == prompt.len() && m.len_of(Section::Logits) == 0) {
                 chain.pop();
             }
             let Some(end) = chain.last().map(|m| m.end).filter(|&end| end >= before + WORTH_LOADING) else {
-                return Ok(0);
+                return Ok((0, Some(missing)));
             };
             if self.load_chain(session, &disk.store, &chain, before)? {
                 session.tokens.extend_from_slice(&prompt[before..end]);
                 session.saved = chain.iter().map(|m| m.end).collect();
                 disk.store.used(&chain);
-                return Ok(end - before);
+                return Ok((end - before, Some(missing)));
             }
         }
     }

@@ -4,6 +4,7 @@ use crate::Session;
 use crate::disk::Disk;
 use crate::session::Kept;
 use ds4_gguf::Gguf;
+use ds4_kvstore::Missing;
 use ds4_model::cache::{Frontier, KvFormat, Layout, Snapshot};
 use ds4_model::{Backend, BackendError, Detail, Logits, Model, NoTap, Pass, Run, Shape, Tap, Want};
 use std::ops::ControlFlow;
@@ -77,6 +78,8 @@ pub struct Synced {
     pub computed: usize,
     /// The first token at which the prompt is another one than the session's, if it had to go back.
     pub differs_at: Option<usize>,
+    /// Why there was not more on disk; none where nothing is kept there.
+    pub missing: Option<Missing>,
 }
 
 impl Synced {
@@ -168,6 +171,7 @@ impl<B: Backend> Engine<B> {
             computed: (0, 0),
             kept: Vec::new(),
             saved: Vec::new(),
+            notes: Vec::new(),
             keep_bytes: self.options.keep_bytes,
         })
     }
@@ -197,7 +201,7 @@ impl<B: Backend> Engine<B> {
         } else {
             synced.live = common;
         }
-        synced.disk = self.load_saved(session, prompt)?;
+        (synced.disk, synced.missing) = self.load_saved(session, prompt)?;
         if session.tokens.len() == prompt.len() && !self.has_logits(session) {
             // A place inside an earlier prompt, kept without logits: they need one token to be computed again.
             (synced.live, synced.disk) = (0, 0);
@@ -214,9 +218,11 @@ impl<B: Backend> Engine<B> {
             let every = self.options.keep_every.max(1);
             let chunk_end =
                 (done + self.options.max_rows).min(done / every * every + every).min(prompt.len());
-            let want = if chunk_end == prompt.len() { Want::Last } else { Want::Nothing };
+            let keeps = chunk_end.is_multiple_of(every) || chunk_end == prompt.len();
+            // A kept place has its logits, so that a prompt that ends there needs no token computed again.
+            let want = if keeps { Want::Last } else { Want::Nothing };
             self.extend(session, &prompt[done..chunk_end], want, Detail::All)?;
-            if chunk_end.is_multiple_of(every) || chunk_end == prompt.len() {
+            if keeps {
                 self.keep(session)?;
             }
         }

@@ -35,6 +35,8 @@ pub struct Session<B: Backend> {
     pub(crate) kept: Vec<Kept>,
     /// Lengths at which blocks on disk end that hold these tokens' state.
     pub(crate) saved: Vec<usize>,
+    /// What goes to disk with the next block.
+    pub(crate) notes: Vec<u8>,
     /// Bytes that `kept` may take.
     pub(crate) keep_bytes: usize,
 }
@@ -83,10 +85,17 @@ impl<B: Backend> Session<B> {
         self.best = None;
     }
 
+    /// Has the next block on disk carry these bytes: what belongs to the tokens since the last one, as the sampled text of
+    /// tool calls. Whoever opens the store finds them in the blocks ([`ds4_kvstore::Section::Notes`]).
+    pub fn attach(&mut self, notes: &[u8]) {
+        self.notes.extend_from_slice(notes);
+    }
+
     /// Goes back to the start.
     pub(crate) fn clear(&mut self) {
         self.kept.clear();
         self.saved.clear();
+        self.notes.clear();
         self.tokens.clear();
         self.clear_logits();
     }

@@ -3,12 +3,15 @@
 #![allow(clippy::panic, clippy::print_stdout, clippy::unwrap_used)]
 
 use ds4_cpu::Cpu;
-use ds4_engine::{Engine, EngineOptions, Session, Work};
+use ds4_engine::{Disk, Engine, EngineOptions, Session, Work, fingerprint};
 use ds4_gguf::Gguf;
 use ds4_gpu::{Gpu, devices};
+use ds4_kvstore::Store;
+use ds4_model::cache::KvFormat;
 use ds4_model::{BEST_TOKENS, Backend, Best, Detail, Shape};
 use ds4_text::{Message, RenderOptions, Replay, Tokenizer, render};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/ds4-nano/ds4-nano.gguf");
 const QUESTIONS: [&str; 2] = ["Who are you?", "What is 17 plus 25?"];
@@ -92,5 +95,38 @@ fn answers_are_those_of_the_cpu() {
             assert!(session.logits() == &alone[i][..], "token {i} of a batch");
             assert_best(&found, &alone[i]);
         }
+    }
+}
+
+/// State that the CPU left on disk is the GPU's too: it goes on from there as from its own, within what both differ by.
+#[test]
+fn goes_on_from_the_cpus_state() {
+    let file = Gguf::open(MODEL).unwrap();
+    let shape = Shape::from_gguf(&file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let disk = || {
+        let store = Store::open(folder.path(), ds4_kvstore::Options { budget: 1 << 30 }).unwrap();
+        let fingerprint = fingerprint(&file, None, KvFormat::Packed, false);
+        Disk { store: Arc::new(store), fingerprint, save_every: 16 }
+    };
+    let prompt = prompt(&file, &"The fox ran over the hill and met a bear. ".repeat(16));
+    let mut cpu = engine(Cpu::new(&shape, Default::default()).unwrap(), &file);
+    cpu.set_disk(disk());
+    let c = start(&mut cpu, &prompt);
+    drop(cpu);
+    let options = ds4_gpu::Options { max_rows: 64, ..Default::default() };
+    let mut gpu = engine(Gpu::new(&shape, &devices()[..1], options).unwrap(), &file);
+    let mut alone = start(&mut gpu, &prompt);
+    gpu.set_disk(disk());
+    let mut g = gpu.session(256).unwrap();
+    let synced = gpu.sync(&mut g, &prompt, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    assert_eq!((synced.disk, synced.computed), (prompt.len(), 0));
+    assert_eq!(g.logits(), c.logits(), "the CPU's logits came along");
+    for _ in 0..ANSWER {
+        let (a, b) = (best(g.logits()), best(alone.logits()));
+        let margin = alone.logits()[b as usize] - alone.logits()[a as usize];
+        assert!(margin < NEAR_TIE, "{a} from the CPU's state, {b} from its own");
+        gpu.step(&mut g, b).unwrap();
+        gpu.step(&mut alone, b).unwrap();
     }
 }

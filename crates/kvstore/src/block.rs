@@ -9,11 +9,11 @@ use xxhash_rust::xxh3::xxh3_64;
 const MAGIC: [u8; 8] = *b"DS4KV\r\n\x1a";
 const VERSION: u32 = 1;
 /// Bytes before the sections.
-const HEADER: usize = 176;
+const HEADER: usize = 192;
 /// Where the checksum of what is before it is.
-const CHECKSUM: usize = 152;
+const CHECKSUM: usize = 168;
 /// Where the figures of use are: they change in place, and no checksum covers them.
-const USE: u64 = 160;
+const USE: u64 = 176;
 
 /// State after some tokens, beyond that after fewer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Block {
     pub frontier: Vec<u8>,
     /// Logits for the next token, f32, little endian; none if they were not computed.
     pub logits: Vec<u8>,
+    /// What its owner wants to find again with it, as the sampled text of tool calls.
+    pub notes: Vec<u8>,
 }
 
 impl Block {
@@ -37,8 +39,8 @@ impl Block {
     }
 
     /// The sections, given the first.
-    pub(crate) fn sections<'a>(&'a self, own_tokens: &'a [u8]) -> [&'a [u8]; 4] {
-        [own_tokens, &self.rows, &self.frontier, &self.logits]
+    pub(crate) fn sections<'a>(&'a self, own_tokens: &'a [u8]) -> [&'a [u8]; SECTIONS] {
+        [own_tokens, &self.rows, &self.frontier, &self.logits, &self.notes]
     }
 
     /// What the header says. `parent` is the name of the first `start` tokens.
@@ -47,7 +49,7 @@ impl Block {
         fingerprint: Fingerprint,
         name: Name,
         parent: Name,
-        sections: [&[u8]; 4],
+        sections: [&[u8]; SECTIONS],
     ) -> Meta {
         Meta {
             fingerprint,
@@ -80,8 +82,8 @@ pub struct Meta {
     pub hits: u32,
     /// When it was last read or written, in seconds since 1970.
     pub used: u64,
-    lengths: [u64; 4],
-    checksums: [u64; 4],
+    lengths: [u64; SECTIONS],
+    checksums: [u64; SECTIONS],
 }
 
 /// A piece of a block, with a checksum of its own.
@@ -95,11 +97,16 @@ pub enum Section {
     Frontier,
     /// Logits for the next token.
     Logits,
+    /// What its owner keeps with it.
+    Notes,
 }
+
+const SECTIONS: usize = Section::ALL.len();
 
 impl Section {
     /// All, in the order of the file.
-    pub const ALL: [Section; 4] = [Section::Tokens, Section::Rows, Section::Frontier, Section::Logits];
+    pub const ALL: [Section; 5] =
+        [Section::Tokens, Section::Rows, Section::Frontier, Section::Logits, Section::Notes];
 }
 
 pub(crate) fn now() -> u64 {
@@ -181,8 +188,8 @@ impl Meta {
         let (fingerprint, name, parent) =
             (Fingerprint(fields.take()), Name(fields.take()), Name(fields.take()));
         let (start, end, _) = (fields.u32() as usize, fields.u32() as usize, fields.u32());
-        let lengths = [fields.u64(), fields.u64(), fields.u64(), fields.u64()];
-        let checksums = [fields.u64(), fields.u64(), fields.u64(), fields.u64()];
+        let lengths: [u64; SECTIONS] = std::array::from_fn(|_| fields.u64());
+        let checksums = std::array::from_fn(|_| fields.u64());
         if xxh3_64(&header[..CHECKSUM]) != fields.u64() {
             return Err(Error::Corrupt("the header's checksum is wrong"));
         }
@@ -221,7 +228,7 @@ impl Meta {
     }
 
     /// Writes a whole file.
-    pub(crate) fn write(&self, file: &mut File, sections: [&[u8]; 4]) -> Result<(), Error> {
+    pub(crate) fn write(&self, file: &mut File, sections: [&[u8]; SECTIONS]) -> Result<(), Error> {
         file.write_all(&self.to_bytes())?;
         sections.iter().try_for_each(|section| file.write_all(section))?;
         Ok(file.sync_all()?)

@@ -12,7 +12,7 @@ mod store;
 
 pub use block::{Block, Meta, Section};
 pub use name::{Fingerprint, Name, Names};
-pub use store::{Chain, Options, Store};
+pub use store::{Found, Missing, Options, Store};
 
 use std::path::PathBuf;
 

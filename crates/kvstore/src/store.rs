@@ -49,6 +49,8 @@ struct Index {
     blocks: HashMap<Name, Meta>,
     /// Names that are waiting to be written.
     coming: HashSet<Name>,
+    /// Blocks that were there: where they ended, and why they are gone.
+    gone: HashMap<Name, (usize, Missing)>,
     /// Files that are no good and could not be moved aside.
     ignored: HashSet<Name>,
     /// When the directory was last changed as far as we have looked.
@@ -58,8 +60,31 @@ struct Index {
     disabled: bool,
 }
 
-/// Blocks that together hold the state of a prefix, from the start on.
-pub type Chain = Vec<Meta>;
+/// What is there of a prefix.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Blocks that together hold the state of its longest part, from the start on.
+    pub chain: Vec<Meta>,
+    /// Why there is not more.
+    pub missing: Missing,
+}
+
+/// Why state is not on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// It never was, as far as we know.
+    #[default]
+    New,
+    /// It was, and had to make room.
+    Evicted,
+    /// It was, and was no good.
+    Broken,
+    /// All that is there is of other models, or of this one computed otherwise.
+    OtherModel,
+}
+
+/// Blocks that are remembered after they are gone.
+const MOST_GONE: usize = 10_000;
 
 impl Store {
     /// Opens a directory, which is made if it is not there. Files that are no good are moved aside, and what a process that
@@ -133,28 +158,35 @@ impl Store {
     }
 
     /// The blocks that hold the longest prefix of `tokens` of which all blocks are there.
-    pub fn find(&self, fingerprint: Fingerprint, tokens: &[u32]) -> Chain {
+    pub fn find(&self, fingerprint: Fingerprint, tokens: &[u32]) -> Found {
         let mut index = self.shared.index();
         if let Err(e) = self.shared.refresh(&mut index) {
             let path = self.shared.directory.clone();
             index.problem(path, e.into(), "what it holds may not be found");
         }
-        let ends: BTreeSet<usize> = index
-            .blocks
-            .values()
-            .filter(|m| m.fingerprint == fingerprint && m.end <= tokens.len())
-            .map(|m| m.end)
-            .collect();
+        let there = index.blocks.values().filter(|m| m.fingerprint == fingerprint).map(|m| m.end);
+        let gone = index.gone.values().map(|(end, _)| *end);
+        let ends: BTreeSet<usize> = there.chain(gone).filter(|&end| end <= tokens.len()).collect();
         let mut names = Names::new(&fingerprint);
         let mut found: HashMap<usize, &Meta> = HashMap::new();
-        let mut longest = None;
+        let (mut longest, mut missing) = (None, Missing::New);
         for end in ends {
-            let Some(meta) = index.blocks.get(&names.of(tokens, end)) else { continue };
+            let name = names.of(tokens, end);
+            let Some(meta) = index.blocks.get(&name) else {
+                if let Some((_, why)) = index.gone.get(&name) {
+                    missing = *why;
+                }
+                continue;
+            };
             // Ends ascend, so what it builds on has been looked for.
             if meta.start == 0 || found.get(&meta.start).is_some_and(|parent| parent.name == meta.parent) {
                 found.insert(end, meta);
-                longest = Some(end);
+                (longest, missing) = (Some(end), Missing::New);
             }
+        }
+        let is_ours = |m: &Meta| m.fingerprint == fingerprint;
+        if missing == Missing::New && !index.blocks.is_empty() && !index.blocks.values().any(is_ours) {
+            missing = Missing::OtherModel;
         }
         let mut chain = Vec::new();
         while let Some(meta) = longest.and_then(|end| found.get(&end)) {
@@ -162,7 +194,7 @@ impl Store {
             longest = Some(meta.start);
         }
         chain.reverse();
-        chain
+        Found { chain, missing }
     }
 
     /// Reads a section. A block that is no good is moved aside, together with those that build on it.
@@ -287,7 +319,8 @@ impl Shared {
                 Err(error) => index.set_aside(self, &path, error),
             }
         }
-        index.blocks.retain(|name, _| there.contains(name));
+        let vanished: Vec<Name> = index.blocks.keys().filter(|name| !there.contains(name)).copied().collect();
+        vanished.iter().for_each(|name| index.forget(*name, Missing::Evicted));
         index.seen = Some(changed);
         Ok(())
     }
@@ -384,6 +417,7 @@ impl Shared {
         // The name is on disk only when the directory is.
         #[cfg(unix)]
         File::open(&self.directory)?.sync_all()?;
+        index.gone.remove(&meta.name);
         index.blocks.insert(meta.name, meta.clone());
         Ok(())
     }
@@ -416,9 +450,7 @@ impl Index {
     /// A block is no good: it and what builds on it are not used any more.
     fn lose(&mut self, shared: &Shared, name: Name, error: Error) {
         let lost = self.with_descendants(name);
-        for name in lost {
-            self.blocks.remove(&name);
-        }
+        lost.iter().for_each(|name| self.forget(*name, Missing::Broken));
         let path = shared.path(name);
         if path.exists() {
             self.set_aside(shared, &path, error);
@@ -440,7 +472,16 @@ impl Index {
 
     fn remove(&mut self, shared: &Shared, name: Name) {
         let _ = fs::remove_file(shared.path(name));
-        self.blocks.remove(&name);
+        self.forget(name, Missing::Evicted);
+    }
+
+    /// A block is not there any more.
+    fn forget(&mut self, name: Name, why: Missing) {
+        let Some(meta) = self.blocks.remove(&name) else { return };
+        if self.gone.len() >= MOST_GONE {
+            self.gone.clear();
+        }
+        self.gone.insert(name, (meta.end, why));
     }
 
     /// Removes blocks so that there is room for `bytes` more within `budget`; returns how many, or `None` if there would

@@ -1,7 +1,7 @@
 //! The store by itself: what is put in comes out, whatever happens to files and processes.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use ds4_kvstore::{Block, Fingerprint, Meta, Name, Names, Options, Section, Store};
+use ds4_kvstore::{Block, Fingerprint, Meta, Missing, Name, Names, Options, Section, Store};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,18 +22,22 @@ fn block(tokens: &[u32], start: usize) -> Block {
         (0..n).map(|i| (seed.wrapping_add(i as u32).wrapping_mul(0x9e37_79b1) >> 24) as u8).collect()
     };
     let rows = of(1, 40 * (tokens.len() - start));
-    Block { tokens: tokens.to_vec(), start, rows, frontier: of(2, 500), logits: of(3, 64) }
+    Block { tokens: tokens.to_vec(), start, rows, frontier: of(2, 500), logits: of(3, 64), notes: of(4, 9) }
 }
 
-fn sections(block: &Block) -> [Vec<u8>; 4] {
+fn sections(block: &Block) -> [Vec<u8>; 5] {
     let own = block.tokens[block.start..].iter().flat_map(|t| t.to_le_bytes()).collect();
-    [own, block.rows.clone(), block.frontier.clone(), block.logits.clone()]
+    [own, block.rows.clone(), block.frontier.clone(), block.logits.clone(), block.notes.clone()]
 }
 
 /// A timeline in blocks of ten tokens.
 fn timeline(seed: u32, blocks: usize) -> Vec<Block> {
     let tokens: Vec<u32> = (0..10 * blocks as u32).map(|i| seed * 1000 + i).collect();
     (0..blocks).map(|i| block(&tokens[..10 * (i + 1)], 10 * i)).collect()
+}
+
+fn find(store: &Store, tokens: &[u32]) -> Vec<Meta> {
+    store.find(MODEL, tokens).chain
 }
 
 fn put_all(store: &Store, blocks: &[Block]) {
@@ -64,33 +68,33 @@ fn what_is_put_in_comes_out() {
     let blocks = timeline(1, 5);
     let longest = &blocks[4].tokens;
     let store = open(folder.path());
-    assert!(store.find(MODEL, longest).is_empty());
+    assert!(find(&store, longest).is_empty());
     put_all(&store, &blocks);
     // Another store on the same directory, as of another process; and after a restart.
     for store in [open(folder.path()), {
         drop(store);
         open(folder.path())
     }] {
-        let chain = store.find(MODEL, longest);
+        let chain = find(&store, longest);
         assert_eq!(chain.len(), 5);
         check(&store, &chain, &blocks);
         // Longer prompts, shorter ones, others.
-        assert_eq!(store.find(MODEL, &[longest, &[1, 2][..]].concat()).len(), 5);
-        assert_eq!(store.find(MODEL, &longest[..39]).len(), 3);
+        assert_eq!(find(&store, &[longest, &[1, 2][..]].concat()).len(), 5);
+        assert_eq!(find(&store, &longest[..39]).len(), 3);
         let mut other = longest.clone();
         other[25] ^= 1;
-        assert_eq!(store.find(MODEL, &other).len(), 2);
-        assert!(store.find(Fingerprint([8; 20]), longest).is_empty());
+        assert_eq!(find(&store, &other).len(), 2);
+        assert!(store.find(Fingerprint([8; 20]), longest).chain.is_empty());
         assert!(store.take_problems().is_empty());
     }
     // Uses are counted, for those who come later too.
     let store = open(folder.path());
-    store.used(&store.find(MODEL, longest)[..2]);
-    let hits: Vec<u32> = open(folder.path()).find(MODEL, longest).iter().map(|m| m.hits).collect();
+    store.used(&find(&store, longest)[..2]);
+    let hits: Vec<u32> = find(&open(folder.path()), longest).iter().map(|m| m.hits).collect();
     assert_eq!(hits, [1, 1, 0, 0, 0]);
     assert_eq!(store.verify(), 5);
-    assert_eq!(store.remove(store.find(MODEL, longest)[2].name), 3, "with what builds on it");
-    assert_eq!(open(folder.path()).find(MODEL, longest).len(), 2);
+    assert_eq!(store.remove(find(&store, longest)[2].name), 3, "with what builds on it");
+    assert_eq!(find(&open(folder.path()), longest).len(), 2);
 }
 
 #[test]
@@ -99,9 +103,9 @@ fn several_stores_see_each_others_blocks() {
     let (a, b) = (open(folder.path()), open(folder.path()));
     let blocks = timeline(1, 4);
     put_all(&a, &blocks[..2]);
-    assert_eq!(b.find(MODEL, &blocks[3].tokens).len(), 2);
+    assert_eq!(find(&b, &blocks[3].tokens).len(), 2);
     put_all(&b, &blocks[2..]);
-    assert_eq!(a.find(MODEL, &blocks[3].tokens).len(), 4);
+    assert_eq!(find(&a, &blocks[3].tokens).len(), 4);
     // The same block by both at once: one file.
     let twice = timeline(2, 1);
     a.put(MODEL, twice[0].clone());
@@ -122,7 +126,7 @@ fn every_flipped_bit_and_every_missing_byte_is_noticed() {
     let path = files(folder.path(), "kv").remove(0);
     let whole = std::fs::read(&path).unwrap();
     // The figures of use are no part of the state.
-    let uses = 160..176;
+    let uses = 176..192;
     let flips = (0..whole.len()).filter(|i| !uses.contains(i)).map(|i| {
         let mut bytes = whole.clone();
         bytes[i] ^= 1 << (i % 8);
@@ -136,7 +140,7 @@ fn every_flipped_bit_and_every_missing_byte_is_noticed() {
         assert_eq!(store.verify(), 0);
         let problems = store.take_problems();
         assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(store.find(MODEL, &blocks[0].tokens).is_empty() && !store.has(name));
+        assert!(find(&store, &blocks[0].tokens).is_empty() && !store.has(name));
         // Put aside, and written anew.
         put_all(&store, &blocks);
         assert_eq!(store.verify(), 1);
@@ -179,7 +183,7 @@ proptest! {
         for (seed, blocks, used) in turns {
             let blocks = timeline(seed, blocks);
             put_all(&store, &blocks);
-            let chain = store.find(MODEL, &blocks.last().unwrap().tokens);
+            let chain = find(&store, &blocks.last().unwrap().tokens);
             check(&store, &chain, &blocks);
             if used {
                 store.used(&chain);
@@ -197,15 +201,37 @@ proptest! {
 }
 
 #[test]
+fn reasons() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let blocks = timeline(1, 3);
+    let tokens = &blocks[2].tokens;
+    let missing = |store: &Store| store.find(MODEL, tokens).missing;
+    assert_eq!(missing(&store), Missing::New);
+    put_all(&store, &blocks);
+    assert_eq!(store.find(Fingerprint([8; 20]), tokens).missing, Missing::OtherModel);
+    // A process that saw them, and another that comes later.
+    let other = open(folder.path());
+    store.remove(find(&store, tokens)[1].name);
+    assert_eq!((missing(&store), missing(&other)), (Missing::Evicted, Missing::Evicted));
+    assert_eq!(missing(&open(folder.path())), Missing::New);
+    put_all(&store, &blocks);
+    let last = find(&store, tokens)[2].clone();
+    std::fs::write(folder.path().join(format!("{}.kv", last.name)), "no block").unwrap();
+    assert!(store.read(&last, Section::Rows).is_err());
+    assert_eq!((missing(&store), find(&store, tokens).len()), (Missing::Broken, 2));
+}
+
+#[test]
 fn what_is_used_stays_longer() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let (used, unused) = (timeline(1, 1), timeline(2, 1));
     put_all(&store, &[&used[..], &unused].concat());
-    store.used(&store.find(MODEL, &used[0].tokens));
+    store.used(&find(&store, &used[0].tokens));
     let bytes = store.list()[0].bytes();
     assert_eq!(store.prune(bytes), 1);
-    assert_eq!(store.find(MODEL, &used[0].tokens).len(), 1);
+    assert_eq!(find(&store, &used[0].tokens).len(), 1);
 }
 
 /// Not a test: the process that `killed_at_any_moment` kills. It writes and evicts as fast as it can.
@@ -250,7 +276,7 @@ fn killed_at_any_moment() {
         // What is there is what was put in.
         for seed in 0..50 {
             let blocks = timeline(seed, 5);
-            let chain = store.find(MODEL, &blocks[4].tokens);
+            let chain = find(&store, &blocks[4].tokens);
             check(&store, &chain, &blocks);
             kept += chain.len();
         }
