@@ -98,7 +98,7 @@ impl Store {
             error: error.into(),
             outcome: "nothing is kept on disk",
         };
-        fs::create_dir_all(directory).map_err(failed)?;
+        make_directory(directory).map_err(failed)?;
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             options,
@@ -418,9 +418,18 @@ impl Shared {
         #[cfg(unix)]
         File::open(&self.directory)?.sync_all()?;
         index.gone.remove(&meta.name);
+        index.ignored.remove(&meta.name);
         index.blocks.insert(meta.name, meta.clone());
         Ok(())
     }
+}
+
+/// Conversations are nobody else's business.
+fn make_directory(path: &Path) -> std::io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(path)
 }
 
 /// The name that a block's file name says.
@@ -434,17 +443,18 @@ impl Index {
         self.problems.push(Problem { path, error, outcome });
     }
 
-    /// Moves a file that is no good to where nobody looks for blocks.
+    /// Moves a file that is no good to where nobody looks for blocks. One that could not be read may be good; it is not
+    /// looked at again.
     fn set_aside(&mut self, shared: &Shared, path: &Path, error: Error) {
         let aside = shared.directory.join("bad");
-        let moved = path
-            .file_name()
-            .map(|name| fs::create_dir_all(&aside).and_then(|()| fs::rename(path, aside.join(name))));
-        let is_moved = matches!(moved, Some(Ok(())));
-        if !is_moved {
+        let moved = !matches!(error, Error::Io(_))
+            && path.file_name().is_some_and(|name| {
+                fs::create_dir_all(&aside).and_then(|()| fs::rename(path, aside.join(name))).is_ok()
+            });
+        if !moved {
             self.ignored.extend(name_of(path));
         }
-        self.problem(path.to_owned(), error, if is_moved { "moved to bad/" } else { "ignored" });
+        self.problem(path.to_owned(), error, if moved { "moved to bad/" } else { "ignored" });
     }
 
     /// A block is no good: it and what builds on it are not used any more.

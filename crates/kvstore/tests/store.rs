@@ -163,6 +163,13 @@ fn a_full_or_vanished_directory_ends_writing_with_one_warning() {
     let problems = store.take_problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(problems[0].to_string().contains("no more state is kept on disk"));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let again = folder.path().join("a/b");
+        drop(open(&again));
+        assert_eq!(std::fs::metadata(&again).unwrap().permissions().mode() & 0o77, 0, "others may not look");
+    }
     // A file where the directory should be.
     let file = folder.path().join("file");
     std::fs::write(&file, "x").unwrap();
