@@ -36,15 +36,14 @@ struct Timing {
 impl Timing {
     fn line(&self) -> String {
         let rate = |(tokens, seconds): (usize, f64)| tokens as f64 / seconds.max(1e-9);
-        let reused =
-            if self.reused > 0 { format!(" ({} more from cache)", self.reused) } else { String::new() };
-        format!(
-            "prefill: {} tokens, {:.1} t/s{reused}; decode: {} tokens, {:.1} t/s",
-            self.prefill.0,
-            rate(self.prefill),
-            self.decode.0,
-            rate(self.decode)
-        )
+        let prefill = match (self.prefill, self.reused) {
+            ((0, seconds), reused) => format!("{reused} tokens from cache in {seconds:.2} s"),
+            ((tokens, _), 0) => format!("{tokens} tokens, {:.1} t/s", rate(self.prefill)),
+            ((tokens, _), reused) => {
+                format!("{tokens} tokens, {:.1} t/s ({reused} more from cache)", rate(self.prefill))
+            }
+        };
+        format!("prefill: {prefill}; decode: {} tokens, {:.1} t/s", self.decode.0, rate(self.decode))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use ds4_cpu::{Cpu, Options};
 use ds4_engine::{Disk, Engine, EngineOptions, Session, fingerprint};
-use ds4_kvstore::Store;
+use ds4_kvstore::{Meta, Section, Store};
 use ds4_model::Shape;
 use ds4_model::cache::KvFormat;
 use ds4_testkit::Fixture;
@@ -113,11 +113,28 @@ fn a_prompt_that_ends_at_a_kept_place() {
     same(other.logits(), session.logits());
 }
 
+/// What the owner of a session attaches is found with its state by whoever opens the store.
+#[test]
+fn notes_ride_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut setup = load(false, KvFormat::Packed, 64, Some(folder.path()));
+    let mut session = setup.engine.session(CONTEXT).unwrap();
+    sync(&mut setup.engine, &mut session, &setup.tokens[..64]);
+    session.attach(b"calls ");
+    session.attach(b"made");
+    sync(&mut setup.engine, &mut session, &setup.tokens[..100]);
+    drop(setup);
+    let store = Store::open(folder.path(), ds4_kvstore::Options { budget: 1 << 30 }).unwrap();
+    let notes = |m: &Meta| store.read(m, Section::Notes).unwrap();
+    let all: Vec<_> = store.list().iter().map(|m| (m.end, notes(m))).collect();
+    assert_eq!(all, [(64, Vec::new()), (100, b"calls made".to_vec())]);
+}
+
 /// Bytes of blocks, without what makes their ends resumable.
 fn stored(folder: &Path) -> (u64, usize) {
     let store = Store::open(folder, ds4_kvstore::Options { budget: 1 << 30 }).unwrap();
     let all = store.list();
-    (all.iter().map(|m| m.len_of(ds4_kvstore::Section::Rows)).sum(), all.len())
+    (all.iter().map(|m| m.len_of(Section::Rows)).sum(), all.len())
 }
 
 #[test]
