@@ -4,6 +4,7 @@
 mod common;
 
 use common::{data, from_json};
+use ds4_gguf::{Gguf, Value, Writer};
 use ds4_text::{
     Assistant, Body, Effort, Instructions, Json, Marker, Message, Mode, Part, Profile, Prompt, RenderError,
     RenderOptions, Replay, ResponseFormat, Start, Thinking, ToolCall, official, render,
@@ -121,6 +122,21 @@ fn constants() {
             assert_eq!(marker.text(), special["text"].as_str().unwrap());
         }
     }
+}
+
+#[test]
+fn profiles_of_files() {
+    let profile = |key: &str, value: &str| {
+        let mut writer = Writer::new("deepseek4");
+        writer.set(key, Value::String(value.into()));
+        let mut bytes = Vec::new();
+        writer.write(&mut bytes, &mut |_, _| Ok(())).unwrap();
+        Profile::of_file(Gguf::from_bytes(bytes).unwrap().metadata())
+    };
+    assert_eq!(profile("general.name", "DeepSeek V4 Flash"), Profile::April);
+    assert_eq!(profile("general.name", "DeepSeek-V4-Flash-0731"), Profile::July);
+    assert_eq!(profile("general.version", "0731"), Profile::July);
+    assert_eq!((Profile::named("0731"), Profile::named("x")), (Some(Profile::July), None));
 }
 
 #[test]
