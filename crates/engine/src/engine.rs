@@ -5,7 +5,7 @@ use crate::disk::Disk;
 use crate::session::Kept;
 use ds4_gguf::Gguf;
 use ds4_kvstore::Missing;
-use ds4_model::cache::{Frontier, KvFormat, Layout, Snapshot};
+use ds4_model::cache::{Frontier, KvFormat, Layout, Snapshot, export_all, import_all};
 use ds4_model::{Backend, BackendError, Detail, Logits, Model, NoTap, Pass, Run, Shape, Tap, Want};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -186,6 +186,22 @@ impl<B: Backend> Engine<B> {
         prompt: &[u32],
         progress: &mut Progress<'_>,
     ) -> Result<Synced, Error> {
+        let synced = self.prepare(session, prompt)?;
+        let reused = session.tokens.len();
+        let total = prompt.len() - reused;
+        while session.tokens.len() < prompt.len() {
+            if progress(session.tokens.len() - reused, total).is_break() {
+                return Err(Error::Cancelled);
+            }
+            self.advance(session, prompt, self.options.max_rows)?;
+        }
+        let _ = progress(total, total);
+        Ok(synced)
+    }
+
+    /// The first half of [`Engine::sync`]: brings the session to as much of `prompt` as needs no computing. Until
+    /// [`Engine::advance`] has computed the rest, the session is on its way.
+    pub fn prepare(&mut self, session: &mut Session<B>, prompt: &[u32]) -> Result<Synced, Error> {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -193,7 +209,7 @@ impl<B: Backend> Engine<B> {
         if prompt.len() > context {
             return Err(Error::PromptTooLong { tokens: prompt.len(), context });
         }
-        let common = session.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let common = session.common(prompt);
         let mut synced = Synced::default();
         if common < session.tokens.len() {
             synced.differs_at = Some(common).filter(|&at| at < prompt.len());
@@ -207,28 +223,42 @@ impl<B: Backend> Engine<B> {
             (synced.live, synced.disk) = (0, 0);
             synced.kept = self.rewind(session, prompt.len() - 1)?;
         }
-        let reused = session.tokens.len();
-        let total = prompt.len() - reused;
-        while session.tokens.len() < prompt.len() {
-            let done = session.tokens.len();
-            if progress(done - reused, total).is_break() {
-                return Err(Error::Cancelled);
-            }
-            // Chunks end where places are kept.
-            let every = self.options.keep_every.max(1);
-            let chunk_end =
-                (done + self.options.max_rows).min(done / every * every + every).min(prompt.len());
-            let keeps = chunk_end.is_multiple_of(every) || chunk_end == prompt.len();
-            // A kept place has its logits, so that a prompt that ends there needs no token computed again.
-            let want = if keeps { Want::Last } else { Want::Nothing };
-            self.extend(session, &prompt[done..chunk_end], want, Detail::All)?;
-            if keeps {
-                self.keep(session)?;
-            }
-        }
-        let _ = progress(total, total);
-        synced.computed = total;
+        synced.computed = prompt.len() - session.tokens.len();
         Ok(synced)
+    }
+
+    /// Computes one chunk of what the session lacks of `prompt`, of no more than `rows` tokens.
+    pub fn advance(&mut self, session: &mut Session<B>, prompt: &[u32], rows: usize) -> Result<(), Error> {
+        let done = session.tokens.len();
+        // Chunks end where places are kept.
+        let every = self.options.keep_every.max(1);
+        let rows = rows.clamp(1, self.options.max_rows);
+        let end = (done + rows).min(done / every * every + every).min(prompt.len());
+        let keeps = end.is_multiple_of(every) || end == prompt.len();
+        // A kept place has its logits, so that a prompt that ends there needs no token computed again.
+        let want = if keeps { Want::Last } else { Want::Nothing };
+        self.extend(session, &prompt[done..end], want, Detail::All)?;
+        if keeps {
+            self.keep(session)?;
+        }
+        Ok(())
+    }
+
+    /// Makes `to` a copy of the first tokens of `from`, as many as a place is kept for that is not behind `len`; returns how
+    /// many.
+    pub fn fork(&mut self, from: &Session<B>, to: &mut Session<B>, len: usize) -> Result<usize, Error> {
+        to.clear();
+        let Some(kept) = from.kept_before(len).map(|i| &from.kept[i]) else { return Ok(0) };
+        let len = kept.frontier.len;
+        let mut rows = Vec::new();
+        export_all(&mut self.backend, &from.store, from.layout.grown(0, len), &mut rows)?;
+        import_all(&mut self.backend, &mut to.store, &to.layout, to.layout.grown(0, len), &rows)?;
+        kept.frontier.put(&mut self.backend, &mut to.store, &to.layout)?;
+        to.tokens.extend_from_slice(&from.tokens[..len]);
+        to.logits.clone_from(&kept.logits);
+        to.saved.extend(from.saved.iter().take_while(|&&end| end <= len));
+        to.keep(kept.clone());
+        Ok(len)
     }
 
     /// Appends a token and computes the logits for the next.

@@ -5,15 +5,20 @@
 //! the session to get there. [`Generation`] samples from a session until something stops it.
 #![forbid(unsafe_code)]
 
+mod constraint;
 mod disk;
 mod engine;
 mod generate;
 mod repetition;
 mod sampler;
+pub mod scheduler;
+mod script;
 mod session;
 
+pub use constraint::{Constraint, Grammars, TokenSet};
 pub use disk::{Disk, fingerprint};
 pub use engine::{Engine, EngineOptions, Error, Progress, SessionSnapshot, Synced, Work};
-pub use generate::{Event, Finish, Generation};
+pub use generate::{Chooser, Event, Finish, Generation, Guide};
 pub use sampler::{Logprob, Sampler, Sampling, log_probabilities};
+pub use script::{Script, Scripted};
 pub use session::Session;

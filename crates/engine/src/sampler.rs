@@ -1,5 +1,6 @@
 //! From logits to a token.
 
+use crate::TokenSet;
 use ds4_model::{BEST_TOKENS, Best, Detail};
 use rand::RngExt;
 use rand::SeedableRng;
@@ -100,7 +101,12 @@ impl Sampler {
 
     /// Chooses a token and counts it as generated. `logits` has a value per token of the vocabulary.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let token = self.choose(logits);
+        self.sample_of(logits, None)
+    }
+
+    /// The same among the tokens that are allowed, of which there must be one.
+    pub fn sample_of(&mut self, logits: &[f32], allowed: Option<&TokenSet>) -> u32 {
+        let token = self.choose(logits, allowed);
         if self.options.has_penalties() {
             *self.counts.entry(token).or_default() += 1;
         }
@@ -126,10 +132,23 @@ impl Sampler {
         Some(self.draw(token))
     }
 
-    fn choose(&mut self, logits: &[f32]) -> u32 {
+    fn choose(&mut self, logits: &[f32], allowed: Option<&TokenSet>) -> u32 {
         self.adjust(logits);
+        if let Some(allowed) = allowed {
+            // The vocabulary of the model may be padded beyond that of the tokenizer.
+            allowed.iter_unset_entries(|token| {
+                if let Some(logit) = self.logits.get_mut(token) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            });
+        }
         let best = argmax(&self.logits);
-        if self.takes_best() {
+        // Logits without a largest: of what is allowed any will do.
+        let best = match allowed {
+            Some(allowed) if !allowed.get(best as usize) => allowed.first_bit_set().unwrap_or(0) as u32,
+            _ => best,
+        };
+        if self.takes_best() || self.logits.get(best as usize).is_none_or(|&l| l == f32::NEG_INFINITY) {
             return best;
         }
         // min-p is a threshold on logits; it thins out the vocabulary before anything is sorted.
@@ -266,6 +285,23 @@ mod tests {
         assert!((0..50).all(|_| sampler.sample(&logits) == 1));
         sampler.set_greedy(false);
         assert!((0..50).any(|_| sampler.sample(&logits) != 1));
+    }
+
+    #[test]
+    fn only_what_is_allowed() {
+        let mut allowed = TokenSet::alloc(5);
+        [2, 4].iter().for_each(|&t| allowed.allow_token(t));
+        let seen = |options: Sampling, logits: &[f32]| {
+            let mut sampler = Sampler::new(options);
+            let mut seen: Vec<u32> = (0..500).map(|_| sampler.sample_of(logits, Some(&allowed))).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            seen
+        };
+        assert_eq!(seen(Sampling::greedy(), &LOGITS), [2]);
+        assert_eq!(seen(Sampling { min_p: 0.0, ..Sampling::default() }, &LOGITS), [2, 4]);
+        assert_eq!(seen(Sampling::default(), &[f32::NAN; 5]), [2]);
+        assert_eq!(seen(Sampling::default(), &[f32::NEG_INFINITY; 5]), [2]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use ds4_model::{Backend, Best, Detail, Logits};
 use std::sync::Arc;
 
 /// A place to which a session can go back.
+#[derive(Clone)]
 pub(crate) struct Kept {
     pub(crate) frontier: Frontier,
     /// Logits after the frontier's last token.
@@ -118,6 +119,20 @@ impl<B: Backend> Session<B> {
     /// Lengths to which the session can go back.
     pub fn kept(&self) -> impl Iterator<Item = usize> + '_ {
         self.kept.iter().map(|k| k.frontier.len)
+    }
+
+    /// Tokens that it has in common with a prompt.
+    pub fn common(&self, prompt: &[u32]) -> usize {
+        self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count()
+    }
+
+    /// Tokens from which it would go on to a prompt: all it has, or those before a kept place.
+    pub fn usable(&self, prompt: &[u32]) -> usize {
+        let common = self.common(prompt);
+        if common == self.tokens.len() {
+            return common;
+        }
+        self.kept_before(common).map_or(0, |i| self.kept[i].frontier.len)
     }
 
     /// The last kept place at or before `len`.

@@ -22,7 +22,7 @@ mod prompt;
 mod replay;
 mod tokenizer;
 
-pub use answer::{Answer, Block, Delta, End, Flaw, Hint, Options as ParserOptions, Parser, Spelling, Start};
+pub use answer::{Answer, Block, Delta, End, Flaw, Hint, Options as ParserOptions, Parser, Phase, Spelling, Start};
 pub use marker::Marker;
 pub use prompt::{
     Assistant, Body, Effort, Instructions, Json, Message, Options as RenderOptions, Part, Profile, Prompt,

@@ -150,6 +150,17 @@ impl ToolCall {
     }
 }
 
+/// A part of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// What the model thinks.
+    Reasoning,
+    /// What it says.
+    Content,
+    /// A block of tool calls, behind the tag that opens it.
+    Calls,
+}
+
 /// What a sampler should do at some point of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hint {

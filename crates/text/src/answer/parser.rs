@@ -3,7 +3,7 @@
 use super::stops::Stops;
 use super::tags::{Found, line_ends, tag};
 use super::units::{DSML, THINK, THINK_END, Units, is_marker, to_text};
-use super::{Answer, Block, Delta, End, Flaw, Hint, Spelling, Start};
+use super::{Answer, Block, Delta, End, Flaw, Hint, Phase, Spelling, Start};
 use crate::Tokenizer;
 use std::collections::HashSet;
 
@@ -201,6 +201,19 @@ impl Parser {
     /// The block of tool calls as it was sampled, once it is closed.
     pub fn block(&self) -> Option<&Block> {
         self.block.as_ref()
+    }
+
+    /// Which part of the answer comes next.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Reasoning { .. } => Phase::Reasoning,
+            State::Content { .. } | State::Text | State::Done | State::Stopped => Phase::Content,
+            State::Calls
+            | State::Parameters
+            | State::Tag { .. }
+            | State::Value { .. }
+            | State::Untyped { .. } => Phase::Calls,
+        }
     }
 
     /// What the sampler should do next.

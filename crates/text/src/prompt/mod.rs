@@ -81,13 +81,37 @@ impl Prompt {
     /// A vocabulary without one of the markers.
     pub fn to_tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, Error> {
         let mut ids = Vec::new();
-        for part in &self.parts {
-            match part {
-                Part::Marker(marker) => ids.push(tokenizer.marker(*marker)?),
-                Part::Text(text) => tokenizer.encode_into(text, Mode::Plain, &mut ids),
+        encode(&self.parts, tokenizer, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Token ids that begin with those of a conversation which this prompt goes on from, though its text may be cut into
+    /// tokens otherwise: what a model sampled need not be cut as the tokenizer cuts. `None` unless the prompt's text
+    /// begins with that conversation's, and goes on with a marker.
+    pub fn to_tokens_after(&self, history: &[u32], tokenizer: &Tokenizer) -> Option<Vec<u32>> {
+        let mut parts = self.parts.iter();
+        let mut text: &[u8] = &[];
+        for &id in history {
+            match tokenizer.marker_of(id) {
+                Some(marker) if text.is_empty() => {
+                    (parts.next()? == &Part::Marker(marker)).then_some(())?;
+                }
+                Some(_) => return None,
+                None => {
+                    if text.is_empty() {
+                        let Part::Text(next) = parts.next()? else { return None };
+                        text = next.as_bytes();
+                    }
+                    text = text.strip_prefix(tokenizer.token_bytes(id))?;
+                }
             }
         }
-        Ok(ids)
+        if !text.is_empty() {
+            return None;
+        }
+        let mut ids = history.to_vec();
+        encode(parts.as_slice(), tokenizer, &mut ids).ok()?;
+        Some(ids)
     }
 
     /// Where the model goes on from here.
@@ -98,6 +122,16 @@ impl Prompt {
             Start::Content
         }
     }
+}
+
+fn encode(parts: &[Part], tokenizer: &Tokenizer, ids: &mut Vec<u32>) -> Result<(), Error> {
+    for part in parts {
+        match part {
+            Part::Marker(marker) => ids.push(tokenizer.marker(*marker)?),
+            Part::Text(text) => tokenizer.encode_into(text, Mode::Plain, ids),
+        }
+    }
+    Ok(())
 }
 
 /// Parts as text.
