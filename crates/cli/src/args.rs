@@ -1,5 +1,6 @@
 //! The command line.
 
+use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand};
 use ds4_testkit::Synthetic;
 use ds4_text::Profile;
@@ -22,6 +23,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Show a file's metadata, tensors and memory needs
     Inspect(InspectArgs),
+    /// Serve the model over HTTP: OpenAI's and Anthropic's interfaces
+    Serve(ServeArgs),
     /// Measure prefill and decode speed
     Bench(BenchArgs),
     /// List devices, what fits on them, and prove that each computes right
@@ -108,6 +111,59 @@ pub(crate) struct ChatArgs {
     /// Think as thoroughly as possible
     #[arg(long)]
     pub(crate) think_max: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Address to listen at: 0.0.0.0 or :: for all
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) host: String,
+    /// Port to listen at; 0 for any that is free
+    #[arg(long, value_name = "N", default_value_t = 8000)]
+    pub(crate) port: u16,
+    /// Context of a conversation in tokens
+    #[arg(long, value_name = "N", default_value_t = 32768)]
+    pub(crate) ctx: usize,
+    /// Requests that are computed at once; two more conversations than these are kept in memory
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64).map(usize::from))]
+    pub(crate) parallel: usize,
+    /// Requests that may wait; more are refused
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) queue: usize,
+    /// Most tokens of an answer where the client names no limit [default: as many as fit]
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..).map(|n| n as usize))]
+    pub(crate) max_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) kv: KvArgs,
+    /// Ask for one of the keys in this file, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Let web pages of other origins use the server
+    #[arg(long)]
+    pub(crate) cors: bool,
+    /// Write requests, prompts and answers to this file, lines of JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Form of the log on standard error
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    /// Name of the model for clients
+    #[arg(long, value_name = "NAME", default_value = "deepseek-v4-flash")]
+    pub(crate) name: String,
+    /// Seconds that answers may take to finish when the server is ended
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) grace: u64,
+    /// Give the answers in this file by rule instead of computing any, to test clients
+    #[arg(long, value_name = "FILE")]
+    pub(crate) script: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
 }
 
 /// State on disk.

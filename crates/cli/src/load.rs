@@ -6,7 +6,7 @@ use crate::{Result, gpu, ui};
 use ds4_cpu::{Cpu, Options};
 use ds4_engine::{Engine, EngineOptions};
 use ds4_gguf::Gguf;
-use ds4_model::Shape;
+use ds4_model::{Backend, Shape};
 use ds4_model::cache::KvFormat;
 use ds4_model::memory::Sizing;
 use ds4_text::Tokenizer;
@@ -16,6 +16,9 @@ use std::time::Instant;
 
 /// The file that is looked for where none is named.
 pub(crate) const DEFAULT_FILE: &str = "ds4flash.gguf";
+
+/// Bytes that all sessions together may use for places to go back to.
+const KEEP_BYTES: usize = 1 << 30;
 
 /// ds4-nano; `docs/nano.md` tells how it was made.
 #[cfg(feature = "nano")]
@@ -93,7 +96,8 @@ pub(crate) fn with_engine(
         max_rows: wants.max_rows.unwrap_or(GPU_ROWS),
         sessions: wants.sessions,
     };
-    let options = |max_rows| EngineOptions { kv: wants.kv, max_rows, ..EngineOptions::default() };
+    let keep_bytes = EngineOptions::default().keep_bytes.min(KEEP_BYTES / wants.sessions.max(1));
+    let options = |max_rows| EngineOptions { kv: wants.kv, max_rows, keep_bytes, ..EngineOptions::default() };
     let bar = ui::loading(in_files);
     let start = Instant::now();
     let mut progress = |bytes| bar.inc(bytes);
@@ -134,10 +138,16 @@ pub(crate) struct Loaded<B: Device> {
 impl<B: Device> Loaded<B> {
     /// Checks that both belong together.
     pub(crate) fn new(engine: Engine<B>, tokenizer: Tokenizer) -> Result<Self> {
-        let (tokens, vocab) = (tokenizer.vocab_len(), engine.shape().vocab);
-        if tokens != vocab {
-            return Err(format!("the file's tokenizer has {tokens} tokens, its model {vocab}").into());
-        }
+        check_vocabulary(&engine, &tokenizer)?;
         Ok(Loaded { engine, tokenizer })
     }
+}
+
+/// Checks that a tokenizer is that of a model.
+pub(crate) fn check_vocabulary<B: Backend>(engine: &Engine<B>, tokenizer: &Tokenizer) -> Result<()> {
+    let (tokens, vocab) = (tokenizer.vocab_len(), engine.shape().vocab);
+    if tokens != vocab {
+        return Err(format!("the file's tokenizer has {tokens} tokens, its model {vocab}").into());
+    }
+    Ok(())
 }

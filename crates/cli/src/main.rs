@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         None => commands::chat::run(&cli.chat),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
+        Some(Command::Serve(args)) => commands::serve::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::Doctor(args)) => commands::doctor::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),

@@ -71,7 +71,8 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    /// The next token; where it is not allowed, the next one that is, so that the script bends to a grammar.
+    /// The next token; where it is not allowed, the next one that is, so that the script bends to a grammar. A script that
+    /// cannot ends, whatever is allowed.
     pub(crate) fn next(&mut self, allowed: Option<&TokenSet>) -> u32 {
         let rest = self.tokens.get(self.at..).unwrap_or_default();
         let Some(allowed) = allowed else {
@@ -83,7 +84,10 @@ impl Scripted {
                 self.at += i + 1;
                 rest[i]
             }
-            None => allowed.first_bit_set().map_or(self.eos, |t| t as u32),
+            None => {
+                self.at = self.tokens.len();
+                self.eos
+            }
         }
     }
 

@@ -5,12 +5,14 @@
 mod compare;
 pub mod conformance;
 mod fixture;
+mod idle;
 mod npy;
 mod synthetic;
 mod taps;
 
 pub use compare::{Difference, compare};
 pub use fixture::Fixture;
+pub use idle::Idle;
 pub use npy::{Array, NpyError, NpyWriter, read_npy};
 pub use synthetic::Synthetic;
 pub use taps::{NpyTaps, Taps};

@@ -3,6 +3,7 @@
 //! * [`Tokenizer`]: text to tokens and back.
 //! * [`render`]: a typed conversation ([`Message`]) as a [`Prompt`], byte for byte that of the official encoder.
 //! * [`Parser`]: generated tokens as [`Delta`]s of thinking, text and tool calls.
+//! * [`grammar`]: what an answer can be held to.
 //! * [`Replay`]: the sampled text of tool calls, for conversations that come back.
 //!
 //! Which strings are markers is known here and nowhere else ([`Marker`]).
@@ -17,12 +18,14 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod grammar;
 mod marker;
 mod prompt;
 mod replay;
 mod tokenizer;
 
 pub use answer::{Answer, Block, Delta, End, Flaw, Hint, Options as ParserOptions, Parser, Phase, Spelling, Start};
+pub use grammar::{Callable, GrammarError, Wanted, grammar};
 pub use marker::Marker;
 pub use prompt::{
     Assistant, Body, Effort, Instructions, Json, Message, Options as RenderOptions, Part, Profile, Prompt,

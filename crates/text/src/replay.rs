@@ -100,6 +100,20 @@ impl Replay {
         self.insert(Entry { calls: calls.collect(), parts: block.parts.clone() });
     }
 
+    /// A line that [`Replay::learn`] reads, for a block that was just kept: to be saved with the conversation.
+    pub fn note(&self, ids: &[String]) -> Vec<u8> {
+        let entry = ids.first().and_then(|id| self.of_call.get(id)).and_then(|n| self.blocks.peek(n));
+        let Some(mut line) = entry.and_then(|entry| serde_json::to_vec(entry).ok()) else { return Vec::new() };
+        line.push(b'\n');
+        line
+    }
+
+    /// Keeps the blocks of lines that [`Replay::note`] made; others are ignored.
+    pub fn learn(&mut self, notes: &[u8]) {
+        let lines = notes.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+        lines.filter_map(|line| serde_json::from_slice(line).ok()).for_each(|entry| self.insert(entry));
+    }
+
     fn insert(&mut self, entry: Entry) {
         if entry.calls.is_empty() || entry.bytes() > self.limits.bytes || self.limits.blocks == 0 {
             return;
@@ -242,6 +256,13 @@ mod tests {
         let mut read: Replay = serde_json::from_str(&text).unwrap();
         assert_eq!(kept(&mut read), expected);
         assert_eq!((read.len(), read.of_call.len()), (3, 3));
+        // And as notes.
+        let mut learnt = Replay::default();
+        for id in &ids {
+            learnt.learn(&replay.note(std::slice::from_ref(id)));
+        }
+        learnt.learn(b"other notes\n{}\n");
+        assert_eq!(kept(&mut learnt), expected);
         // By bytes.
         let mut small = Replay::new(ReplayLimits { bytes: 2000, ..ReplayLimits::default() });
         for id in &ids {

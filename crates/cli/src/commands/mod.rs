@@ -12,4 +12,5 @@ pub(crate) mod logits;
 pub(crate) mod parse;
 pub(crate) mod quantize;
 pub(crate) mod render;
+pub(crate) mod serve;
 pub(crate) mod tokenize;

@@ -146,9 +146,9 @@ impl Answer {
         self.note_block();
         if self.parser.is_done() {
             return Ok(match self.end(Finish::EndOfSentence) {
-                Step::Over(Update::Answer { deltas: last, .. }, done) => {
+                Step::Over(Update::Answer { deltas: last, generated, .. }, done) => {
                     let deltas = deltas.into_iter().chain(last).collect();
-                    Step::Over(Update::Answer { deltas, logprobs }, done)
+                    Step::Over(Update::Answer { deltas, logprobs, generated }, done)
                 }
                 other => other,
             });
@@ -156,7 +156,7 @@ impl Answer {
         if deltas.is_empty() && logprobs.is_empty() {
             return Ok(Step::More(None));
         }
-        Ok(Step::More(Some(Update::Answer { deltas, logprobs })))
+        Ok(Step::More(Some(Update::Answer { deltas, logprobs, generated: self.generated })))
     }
 
     fn end(&mut self, finish: Finish) -> Step {
@@ -171,7 +171,7 @@ impl Answer {
             reasoning: self.reasoning,
             timings: super::Timings::default(),
         };
-        Step::Over(Update::Answer { deltas, logprobs: Vec::new() }, done)
+        Step::Over(Update::Answer { deltas, logprobs: Vec::new(), generated: self.generated }, done)
     }
 
     fn note_block(&mut self) {

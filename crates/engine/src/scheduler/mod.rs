@@ -83,6 +83,8 @@ pub enum Update {
         deltas: Vec<Delta>,
         /// Of the tokens of the content among them, where wanted.
         logprobs: Vec<TokenLogprobs>,
+        /// Tokens of the answer so far.
+        generated: usize,
     },
     /// The end. Nothing follows.
     Done(Done),
