@@ -2,6 +2,7 @@
 
 use crate::error::{ApiError, Kind};
 use crate::metrics::Metrics;
+use crate::responses::Items;
 use crate::trace::Trace;
 use ds4_engine::scheduler::{Limits, Scheduler};
 use ds4_engine::{Constraint, Grammars};
@@ -45,6 +46,7 @@ pub struct App {
     pub(crate) preparing: Semaphore,
     grammars: Grammars,
     replay: Mutex<Replay>,
+    items: Mutex<Items>,
     ready: AtomicBool,
     stopping: AtomicBool,
 }
@@ -75,6 +77,7 @@ impl App {
             preparing: Semaphore::new(cores),
             grammars,
             replay: Mutex::new(replay),
+            items: Mutex::default(),
             ready: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }))
@@ -116,6 +119,10 @@ impl App {
     pub(crate) fn replay(&self) -> MutexGuard<'_, Replay> {
         // Every change of it is whole.
         self.replay.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn items(&self) -> MutexGuard<'_, Items> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The grammar of what is wanted; `param` is where the client said so.

@@ -115,12 +115,8 @@ pub(crate) fn random() -> Result<u128, ApiError> {
 }
 
 impl Ask {
-    /// The parts of the conversation's prompt.
-    fn prompt(&mut self, app: &App) -> Result<Prompt, ApiError> {
-        let conversation = match std::mem::replace(&mut self.input, Input::Raw(String::new())) {
-            Input::Conversation(conversation) => conversation,
-            Input::Raw(_) => return Ok(Prompt::default()),
-        };
+    /// The prompt of a conversation.
+    fn render(&self, conversation: Conversation, app: &App) -> Result<Prompt, ApiError> {
         let shown = self.tools.iter().filter(|t| !t.deferred).map(|t| t.shown.clone()).collect();
         let format = match &self.format {
             Format::Text => None,
@@ -137,15 +133,18 @@ impl Ask {
 
     /// Tokens of the prompt, and what they are of.
     pub(crate) fn tokens(&mut self, app: &App) -> Result<(Prompt, Vec<u32>), ApiError> {
-        let inside = |e: ds4_text::Error| ApiError::invalid(e.to_string());
-        if let Input::Raw(text) = &self.input {
-            let mut tokens = vec![app.tokenizer.bos()];
-            app.tokenizer.encode_into(text, Mode::Special, &mut tokens);
-            return Ok((Prompt::default(), tokens));
+        match std::mem::replace(&mut self.input, Input::Raw(String::new())) {
+            Input::Raw(text) => {
+                let mut tokens = vec![app.tokenizer.bos()];
+                app.tokenizer.encode_into(&text, Mode::Special, &mut tokens);
+                Ok((Prompt::raw(text), tokens))
+            }
+            Input::Conversation(conversation) => {
+                let prompt = self.render(conversation, app)?;
+                let tokens = prompt.to_tokens(&app.tokenizer).map_err(|e| ApiError::invalid(e.to_string()))?;
+                Ok((prompt, tokens))
+            }
         }
-        let prompt = self.prompt(app)?;
-        let tokens = prompt.to_tokens(&app.tokenizer).map_err(inside)?;
-        Ok((prompt, tokens))
     }
 
     /// Makes a job of the request.

@@ -205,6 +205,7 @@ impl Encoder for Events {
                 let is_cut = summary.end == crate::reply::Ending::Length;
                 let (status, kind) = if is_cut { ("incomplete", "incomplete") } else { ("completed", "completed") };
                 let mut text = self.close(status);
+                self.form.remember(&self.app, &self.output);
                 let response = self.form.over(&summary.end, self.output.clone().into(), &summary.usage);
                 text.push_str(&self.event(kind, json!({"response": response})));
                 text

@@ -1,11 +1,14 @@
 //! `POST /v1/responses` and `/v1/responses/input_tokens` (`api.md` section 6).
 
 mod events;
+mod items;
 mod read;
 
 pub(crate) use events::Events;
+pub(crate) use items::Items;
 pub(crate) use read::read;
 
+use crate::app::App;
 use crate::ask::ToolKind;
 use crate::error::{ApiError, Dialect};
 use crate::http::{Answering, unix_time};
@@ -78,6 +81,13 @@ impl Form {
             response["incomplete_details"] = json!({"reason": "max_output_tokens"});
         }
         response
+    }
+
+    /// Remembers the items, unless the client said that it sends them again.
+    fn remember(&self, app: &App, output: &[Value]) {
+        if self.request["store"] != false {
+            app.items().remember(output);
+        }
     }
 
     /// The response of a request that failed.
@@ -166,5 +176,6 @@ pub(crate) async fn whole(mut a: Answering, request: &Value) -> Result<Value, Ap
     let (summary, tokens) = a.reply.whole().await?;
     let logprobs = if a.wants_logprobs { logprobs(&a.app, &tokens) } else { json!([]) };
     let output = items(&form, &a.reply, &summary.end, logprobs);
+    form.remember(&a.app, &output);
     Ok(form.over(&summary.end, output.into(), &summary.usage))
 }

@@ -23,7 +23,7 @@ pub(crate) fn read(app: &App, body: &Value) -> Result<Ask, ApiError> {
     let thinking = body.opt("reasoning", |v| Object::of(v)?.opt("effort", |v| effort(app, string(v)?)))?;
     let thinking = thinking.flatten().unwrap_or(usual);
     let tools = body.opt("tools", list(tools))?.unwrap_or_default().into_iter().flatten().collect();
-    let mut reader = Reader { conversation: Conversation::default(), tools };
+    let mut reader = Reader { app, conversation: Conversation::default(), tools };
     if let Some(instructions) = body.opt("instructions", text)? {
         reader.conversation.system(&instructions);
     }
@@ -146,12 +146,13 @@ fn format(value: &Value) -> Read<Format> {
     }
 }
 
-struct Reader {
+struct Reader<'a> {
+    app: &'a App,
     conversation: Conversation,
     tools: Vec<Tool>,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn input(&mut self, value: &Value) -> Read<()> {
         if let Value::String(text) = value {
             self.conversation.user(text);
@@ -190,6 +191,12 @@ impl Reader {
             "additional_tools" => {
                 let more = item.opt("tools", list(tools))?.unwrap_or_default().into_iter().flatten();
                 self.tools.extend(more);
+            }
+            "item_reference" => {
+                let id = item.req("id", string)?;
+                let known = self.app.items().get(id).filter(|item| item["type"] != "item_reference");
+                let unknown = || Bad::at("id", format!("there is no item {id:?} any more: replay the full input"));
+                self.item(&known.ok_or_else(unknown)?)?;
             }
             "web_search_call" | "image_generation_call" | "compaction" | "context_compaction" | "compaction_summary" => {}
             "" => return Err(Bad::at("type", "is required")),

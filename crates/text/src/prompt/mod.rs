@@ -34,6 +34,11 @@ pub struct Prompt {
 }
 
 impl Prompt {
+    /// Text that is continued as it is.
+    pub fn raw(text: String) -> Self {
+        Prompt { parts: vec![Part::Text(text)] }
+    }
+
     fn marker(&mut self, marker: Marker) {
         self.parts.push(Part::Marker(marker));
     }
