@@ -2,7 +2,7 @@
 
 use crate::repetition::Repetition;
 use crate::script::Scripted;
-use crate::{Engine, Error, Sampler, Session, TokenSet};
+use crate::{Bounds, Engine, Error, Sampler, Session};
 use ds4_model::{Backend, Detail};
 use ds4_text::{Hint, Tokenizer};
 
@@ -33,13 +33,13 @@ pub enum Event {
 pub struct Guide<'a> {
     /// What the text so far says.
     pub hint: Hint,
-    /// The only tokens that may come; all if `None`.
-    pub allowed: Option<&'a TokenSet>,
+    /// Which tokens may come.
+    pub bounds: Bounds<'a>,
 }
 
 impl From<Hint> for Guide<'_> {
     fn from(hint: Hint) -> Self {
-        Guide { hint, allowed: None }
+        Guide { hint, bounds: Bounds::default() }
     }
 }
 
@@ -111,7 +111,7 @@ impl Generation {
         match &mut self.chooser {
             Chooser::Sampler(sampler) => {
                 sampler.set_greedy(guide.hint == Hint::Syntax);
-                if guide.allowed.is_some() { Detail::All } else { sampler.detail() }
+                if guide.bounds.allowed.is_some() { Detail::All } else { sampler.detail() }
             }
             Chooser::Script(_) => Detail::Best,
         }
@@ -130,15 +130,15 @@ impl Generation {
             return Ok(Event::End(end));
         }
         let id = match &mut self.chooser {
-            Chooser::Script(script) => script.next(guide.allowed),
+            Chooser::Script(script) => script.next(guide.bounds.allowed),
             Chooser::Sampler(sampler) => {
                 sampler.set_greedy(guide.hint == Hint::Syntax);
-                let best = session.best().filter(|_| guide.allowed.is_none());
-                match best.and_then(|best| sampler.sample_best(best)) {
+                let best = session.best().filter(|_| guide.bounds.allowed.is_none());
+                match best.and_then(|best| sampler.sample_best(best, guide.bounds.banned)) {
                     Some(id) => id,
                     None => {
                         engine.fetch_logits(session)?;
-                        sampler.sample_of(session.logits(), guide.allowed)
+                        sampler.sample_within(session.logits(), guide.bounds)
                     }
                 }
             }

@@ -19,6 +19,6 @@ pub use constraint::{Constraint, Grammars, TokenSet};
 pub use disk::{Disk, fingerprint};
 pub use engine::{Engine, EngineOptions, Error, Progress, SessionSnapshot, Synced, Work};
 pub use generate::{Chooser, Event, Finish, Generation, Guide};
-pub use sampler::{Logprob, Sampler, Sampling, log_probabilities};
+pub use sampler::{Bounds, Logprob, Sampler, Sampling, log_probabilities};
 pub use script::{Script, Scripted};
 pub use session::Session;

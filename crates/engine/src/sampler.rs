@@ -57,6 +57,15 @@ impl Sampling {
     }
 }
 
+/// Which tokens may come at some point.
+#[derive(Clone, Copy, Default)]
+pub struct Bounds<'a> {
+    /// Only these; all if `None`. There must be one.
+    pub allowed: Option<&'a TokenSet>,
+    /// And none of these.
+    pub banned: &'a [u32],
+}
+
 /// Samples tokens; holds the random state and what was generated.
 pub struct Sampler {
     options: Sampling,
@@ -101,12 +110,12 @@ impl Sampler {
 
     /// Chooses a token and counts it as generated. `logits` has a value per token of the vocabulary.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        self.sample_of(logits, None)
+        self.sample_within(logits, Bounds::default())
     }
 
-    /// The same among the tokens that are allowed, of which there must be one.
-    pub fn sample_of(&mut self, logits: &[f32], allowed: Option<&TokenSet>) -> u32 {
-        let token = self.choose(logits, allowed);
+    /// The same among the tokens that may come.
+    pub fn sample_within(&mut self, logits: &[f32], bounds: Bounds<'_>) -> u32 {
+        let token = self.choose(logits, bounds);
         if self.options.has_penalties() {
             *self.counts.entry(token).or_default() += 1;
         }
@@ -114,8 +123,9 @@ impl Sampler {
     }
 
     /// Chooses the same token from the best ones, unless others have to be considered.
-    pub fn sample_best(&mut self, best: &Best) -> Option<u32> {
-        let (&(token, largest), &(_, smallest)) = (best.tokens.first()?, best.tokens.last()?);
+    pub fn sample_best(&mut self, best: &Best, banned: &[u32]) -> Option<u32> {
+        let may_come = |(token, _): &&(u32, f32)| !banned.contains(token);
+        let (&(token, largest), &(_, smallest)) = (best.tokens.iter().find(may_come)?, best.tokens.last()?);
         if self.detail() == Detail::All {
             return None;
         }
@@ -127,13 +137,22 @@ impl Sampler {
             return None;
         }
         self.candidates.clear();
-        let kept = best.tokens.iter().filter(|(_, logit)| *logit >= least);
+        let kept = best.tokens.iter().filter(may_come).filter(|(_, logit)| *logit >= least);
         self.candidates.extend(kept.map(|&(token, logit)| (logit, token)));
+        // Of those that are left there may be fewer than top-k keeps.
+        if self.candidates.len() < top_k.min(best.tokens.len()) && smallest >= least {
+            return None;
+        }
         Some(self.draw(token))
     }
 
-    fn choose(&mut self, logits: &[f32], allowed: Option<&TokenSet>) -> u32 {
+    fn choose(&mut self, logits: &[f32], Bounds { allowed, banned }: Bounds<'_>) -> u32 {
         self.adjust(logits);
+        for &token in banned {
+            if let Some(logit) = self.logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
         if let Some(allowed) = allowed {
             // The vocabulary of the model may be padded beyond that of the tokenizer.
             allowed.iter_unset_entries(|token| {
@@ -293,7 +312,7 @@ mod tests {
         [2, 4].iter().for_each(|&t| allowed.allow_token(t));
         let seen = |options: Sampling, logits: &[f32]| {
             let mut sampler = Sampler::new(options);
-            let mut seen: Vec<u32> = (0..500).map(|_| sampler.sample_of(logits, Some(&allowed))).collect();
+            let mut seen: Vec<u32> = (0..500).map(|_| sampler.sample_within(logits, Bounds { allowed: Some(&allowed), banned: &[] })).collect();
             seen.sort_unstable();
             seen.dedup();
             seen
@@ -365,7 +384,7 @@ mod tests {
                 let mut used = 0;
                 for _ in 0..50 {
                     let token = one.sample(&logits);
-                    let from_best = other.sample_best(&best);
+                    let from_best = other.sample_best(&best, &[]);
                     used += usize::from(from_best.is_some());
                     assert_eq!(from_best.unwrap_or_else(|| other.sample(&logits)), token, "{options:?}");
                 }
@@ -384,6 +403,23 @@ mod tests {
         fn keeps_many(&self) -> bool {
             self.temperature > 0.0 && self.top_k == 0
         }
+    }
+
+    #[test]
+    fn what_is_banned_never_comes() {
+        let banned = [1, 3];
+        let best = Best::new(LOGITS.iter().enumerate().map(|(i, &l)| (i as u32, l)).collect());
+        for options in [Sampling::greedy(), Sampling::default(), Sampling { top_k: 2, ..Sampling::default() }] {
+            let (mut one, mut other) = (Sampler::new(options.clone()), Sampler::new(options));
+            for _ in 0..200 {
+                let token = one.sample_within(&LOGITS, Bounds { banned: &banned, ..Bounds::default() });
+                assert!(!banned.contains(&token));
+                if let Some(from_best) = other.sample_best(&best, &banned) {
+                    assert_eq!(from_best, token);
+                }
+            }
+        }
+        assert_eq!(Sampler::new(Sampling::greedy()).sample_best(&best, &[0, 1, 2, 3, 4]), None);
     }
 
     #[test]

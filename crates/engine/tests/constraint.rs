@@ -1,7 +1,7 @@
 //! Answers that are held to grammars, whatever the model says.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use ds4_engine::{Constraint, Grammars, Sampler, Sampling};
+use ds4_engine::{Bounds, Constraint, Grammars, Sampler, Sampling};
 use ds4_gguf::Gguf;
 use ds4_text::{Callable, End, Mode, Parser, ParserOptions, Start, Tokenizer, Wanted, grammar};
 use rand::{RngExt, SeedableRng};
@@ -44,7 +44,7 @@ fn babble(constraint: &mut Constraint, tokenizer: &Tokenizer, seed: u64) -> Vec<
                 4.0 * random.random::<f32>() + if closes || tokenizer.marker_of(id).is_some() { push } else { 0.0 }
             })
             .collect();
-        let id = sampler.sample_of(&logits, Some(&allowed));
+        let id = sampler.sample_within(&logits, Bounds { allowed: Some(&allowed), banned: &[] });
         assert!(allowed.get(id as usize));
         if id == tokenizer.eos() {
             break;

@@ -6,7 +6,7 @@ use crate::error::ApiError;
 use ds4_engine::Sampling;
 use ds4_engine::scheduler::{Job, Rules};
 use ds4_text::{
-    Block, Callable, Effort, Json, Marker, Mode, ParserOptions, Prompt, RenderOptions, ResponseFormat, Start, Thinking, Wanted,
+    Block, Callable, Effort, Json, Mode, ParserOptions, Prompt, RenderOptions, ResponseFormat, Start, Thinking, Wanted,
     render,
 };
 use serde_json::{Value, json};
@@ -159,13 +159,7 @@ impl Ask {
         let ids = CallIds { prefix: self.call_prefix, seed: random()? };
         let may_call = !is_raw && !self.tools.is_empty() && self.choice != Choice::None;
         let rules = self.rules(app, may_call)?;
-        if self.choice == Choice::None
-            && !self.tools.is_empty()
-            && let Ok(dsml) = app.tokenizer.marker(Marker::Dsml)
-        {
-            // The tools stay in the prompt, whose state is worth more; the model just cannot begin a call.
-            self.sampling.logit_bias.push((dsml, f32::NEG_INFINITY));
-        }
+        // Without a choice the tools stay in the prompt, whose state is worth more: the model just cannot begin a call.
         let start = if is_raw { Start::Content } else { prompt.start() };
         let parser = ParserOptions { start, tools: may_call, stop: self.stop, ..ParserOptions::default() };
         let replay = Arc::clone(app);
@@ -181,6 +175,7 @@ impl Ask {
             tokens,
             sampling: self.sampling,
             max_tokens,
+            raw: is_raw,
             parser,
             rules,
             logprobs: self.logprobs,

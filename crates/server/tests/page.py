@@ -142,7 +142,7 @@ def write(text):
 
 
 def idle():
-    b.wait("!send.hidden && stop.hidden")
+    b.wait("!document.querySelector('#send').hidden && document.querySelector('#stop').hidden")
 
 
 def ask(text):
@@ -163,6 +163,11 @@ def figures():
 
 def fill(selector, text):
     b.js(f"document.querySelector({selector!r}).value = {json.dumps(text)}")
+
+
+def click(*selectors):
+    for selector in selectors:
+        b.js(f"document.querySelector({selector!r}).click()")
 
 
 def fake(status=200):
@@ -190,7 +195,7 @@ try:
         b.wait("document.readyState === 'complete' && /context/.test(document.getElementById('model')?.textContent)")
         missing = [i for i in ("input", "send", "stop", "new", "thinking", "system", "messages") if not b.js(f"!!document.getElementById('{i}')")]
         equal(missing, [], "missing ids")
-        equal(b.js("[send.hidden, stop.hidden, document.getElementById('key-row').hidden].join()"), "false,true,true")
+        equal(b.js("['send', 'stop', 'key-row'].map(i => document.getElementById(i).hidden).join()"), "false,true,true")
 
     @check("everything has a name, and the messages are announced")
     def _():
@@ -230,7 +235,7 @@ try:
 
     @check("without thinking, with a system text, in a new chat")
     def _():
-        b.js("document.getElementById('new').click(); thinking.click()")
+        click("#new", "#thinking")
         equal(b.js("messages.children.length"), 0, "messages")
         fill("#system", "Be brief.")
         ask("HARNESS-SDK-TEXT three")
@@ -238,7 +243,7 @@ try:
         equal(b.js("document.querySelectorAll('.thinking').length"), 0, "thoughts")
         body = b.bodies()[-1]
         equal((body["thinking"], body["messages"][0]), ({"type": "disabled"}, {"role": "system", "content": "Be brief."}))
-        b.js("document.getElementById('new').click(); thinking.click()")
+        click("#new", "#thinking")
         fill("#system", "")
 
     @check("a tool is called, and its result goes back")
@@ -251,7 +256,7 @@ try:
         if "\n" not in shown:
             raise AssertionError("the arguments are not laid out")
         fill(".tool-result", "sunny <i>23</i>")
-        b.js("document.querySelector('.send-results').click()")
+        click(".send-results")
         b.wait("document.querySelectorAll('#messages > .assistant').length === 2")
         idle()
         equal(b.js(last(".content")), "HARNESS-SDK-TOOL-DONE")
@@ -261,7 +266,7 @@ try:
 
     @check("tools that are no JSON are an error, and can be mended")
     def _():
-        b.js("document.getElementById('new').click()")
+        click("#new")
         fill("#tools", "[{")
         n = len(b.bodies())
         write("HARNESS-SDK-TEXT four")
@@ -269,29 +274,29 @@ try:
         b.wait("/not a JSON array/.test(document.querySelector('.error')?.textContent)")
         equal(len(b.bodies()), n, "requests")
         fill("#tools", "")
-        b.js("document.querySelector('.error button').click()")
+        click(".error button")
         b.wait("document.querySelector('.assistant .stats')")
         equal(b.js("document.querySelectorAll('.error').length"), 0, "errors")
         equal(b.js(last(".content")), ANSWER)
 
     @check("an answer streams in, and Stop ends it")
     def _():
-        b.js("document.getElementById('new').click()")
+        click("#new")
         write("HARNESS-SDK-LONG please")
-        b.js("send.click()")
+        click("#send")
         size = last(".content", "textContent.length ?? 0")
         first = b.wait(size)
         b.wait(f"({size}) > {first}")
-        equal(b.js("send.hidden && !stop.hidden"), True, "running")
-        b.js("stop.click()")
-        b.wait(f"send.hidden === false && /stopped/.test({last('.stats')})", 5)
+        equal(b.js("document.querySelector('#send').hidden && !document.querySelector('#stop').hidden"), True, "running")
+        click("#stop")
+        b.wait(f"!document.querySelector('#send').hidden && /stopped/.test({last('.stats')})", 5)
         equal(b.js(f"/word3999/.test({last('.content')})"), False, "the whole answer came")
         ask("and now?")
         equal([m["role"] for m in b.bodies()[-1]["messages"]], ["user", "assistant", "user"], "roles")
 
     @check("progress, code blocks, characters in pieces, an error within a stream")
     def _():
-        b.js("document.getElementById('new').click()")
+        click("#new")
         fake()
         write("fake")
         b.key("Enter", 13, "\r")
@@ -312,17 +317,19 @@ try:
 
     @check("a refusal for want of a key asks for one and sends it")
     def _():
-        b.js("document.getElementById('new').click()")
+        click("#new")
         fake(401)
         write("fake")
-        b.js("window.feeder = null; send.click()")
+        b.js("window.feeder = null")
+        click("#send")
         b.wait("window.feeder")
         feed(b'{"error":{"message":"a key is wanted"}}')
         finish()
         b.wait("/a key is wanted/.test(document.querySelector('.error')?.textContent) && !document.getElementById('key-row').hidden")
         b.js("window.fetch = async (url, options) => { asked.push(options); return realFetch(url, options); }; key.focus()")
         b.call("Input.insertText", text="secret")
-        b.js("key.blur(); document.querySelector('.error button').click()")
+        b.js("key.blur()")
+        click(".error button")
         b.wait("document.querySelector('.assistant .stats')")
         equal(b.js("asked.at(-1).headers.Authorization"), "Bearer secret")
         equal(b.js("sessionStorage.getItem('key')"), "secret")

@@ -2,11 +2,11 @@
 
 use super::{Done, Failure, Job, OnBlock, Rules, TokenLogprobs, Update};
 use crate::{
-    Chooser, Constraint, Engine, Event, Finish, Generation, Guide, Sampler, Session, TokenSet,
+    Bounds, Chooser, Constraint, Engine, Event, Finish, Generation, Guide, Sampler, Session, TokenSet,
     log_probabilities,
 };
 use ds4_model::{Backend, Detail};
-use ds4_text::{End, Marker, Parser, Phase, Tokenizer};
+use ds4_text::{Delta, End, Marker, Parser, Phase, Tokenizer};
 use std::collections::VecDeque;
 
 /// An answer.
@@ -18,6 +18,8 @@ pub(super) struct Answer {
     forced: VecDeque<u32>,
     /// What bounds the next choice.
     allowed: Option<TokenSet>,
+    /// Markers that have no meaning in the reasoning, and in the content.
+    strays: (Vec<u32>, Vec<u32>),
     logprobs: Option<usize>,
     on_block: Option<OnBlock>,
     /// What belongs to the conversation on disk.
@@ -35,14 +37,25 @@ pub(super) enum Step {
 }
 
 impl Answer {
-    pub(super) fn new(chooser: Chooser, job: Job) -> Self {
+    pub(super) fn new(chooser: Chooser, job: Job, tokenizer: &Tokenizer) -> Self {
         let Job { max_tokens, parser, rules, logprobs, on_block, .. } = job;
+        // Where a marker means nothing it would reach the client as text.
+        let but = |meant: &[Marker]| {
+            let strays = Marker::ALL.into_iter().filter(|m| !meant.contains(m));
+            strays.filter_map(|m| tokenizer.marker(m).ok()).collect()
+        };
+        let content: &[Marker] = match (job.raw, parser.tools) {
+            (true, _) => &Marker::ALL,
+            (_, true) => &[Marker::Eos, Marker::Dsml],
+            (_, false) => &[Marker::Eos],
+        };
         Answer {
             generation: Generation::by(chooser, max_tokens),
             parser: Parser::new(parser),
             rules,
             forced: VecDeque::new(),
             allowed: None,
+            strays: (but(&[Marker::Eos, Marker::ThinkEnd]), but(content)),
             logprobs,
             on_block,
             notes: Vec::new(),
@@ -65,8 +78,7 @@ impl Answer {
             Some(rule) => Some(rule.allowed().map_err(Failure::Grammar)?),
             None => None,
         };
-        let guide = Guide { hint: self.parser.hint(), allowed: self.allowed.as_ref() };
-        let detail = self.generation.detail(guide);
+        let detail = self.generation.detail(guide(&self.parser, self.allowed.as_ref(), &self.strays));
         session.set_detail(if self.logprobs.is_some() { Detail::All } else { detail });
         Ok(self.generation.take_pending())
     }
@@ -103,7 +115,7 @@ impl Answer {
                 {
                     self.allowed = Some(rule.allowed().map_err(Failure::Grammar)?);
                 }
-                let guide = Guide { hint: self.parser.hint(), allowed: self.allowed.as_ref() };
+                let guide = guide(&self.parser, self.allowed.as_ref(), &self.strays);
                 self.generation.choose(engine, session, eos, guide).map_err(failed)?
             }
         };
@@ -161,7 +173,12 @@ impl Answer {
 
     fn end(&mut self, finish: Finish) -> Step {
         let end = if finish == Finish::EndOfSentence { End::Turn } else { End::Cut };
-        let deltas = self.parser.finish(end);
+        let is_inside_call = self.parser.phase() == Phase::Calls;
+        let mut deltas = self.parser.finish(end);
+        if is_inside_call {
+            // The raw text of a call that was never whole is of no use to anybody.
+            deltas.retain(|delta| !matches!(delta, Delta::Content(_)));
+        }
         self.note_block();
         let done = Done {
             finish,
@@ -199,4 +216,14 @@ impl Answer {
     pub(super) fn take_notes(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.notes)
     }
+}
+
+/// What bounds the next choice.
+fn guide<'a>(parser: &Parser, allowed: Option<&'a TokenSet>, strays: &'a (Vec<u32>, Vec<u32>)) -> Guide<'a> {
+    let banned: &[u32] = match parser.phase() {
+        Phase::Reasoning => &strays.0,
+        Phase::Content => &strays.1,
+        Phase::Calls => &[],
+    };
+    Guide { hint: parser.hint(), bounds: Bounds { allowed, banned } }
 }

@@ -34,6 +34,8 @@ pub struct Job {
     pub sampling: Sampling,
     /// Most tokens of the answer.
     pub max_tokens: usize,
+    /// Whether the prompt is text as it is, in which markers may come as they like.
+    pub raw: bool,
     /// How the answer is read.
     pub parser: ParserOptions,
     /// What the answer must be.

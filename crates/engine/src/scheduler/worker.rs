@@ -312,7 +312,7 @@ impl<B: Backend> Loop<'_, B> {
         };
         r.timings.prefill = r.since.elapsed();
         r.since = Instant::now();
-        r.state = State::Decode(Box::new(Answer::new(chooser, *job)));
+        r.state = State::Decode(Box::new(Answer::new(chooser, *job, self.tokenizer)));
         self.choose(i);
     }
 
