@@ -10,6 +10,8 @@ pub(super) const RESERVED: usize = 2;
 pub(super) const SMALL: usize = 4096;
 /// Tokens that a session must have in common with a prompt to be worth more than an empty one.
 const WORTH: usize = 32;
+/// Tokens of the end of a conversation that another may cost it: its last answer is being asked for anew.
+const EDIT: usize = 64;
 /// Time in which what a session holds loses half its worth.
 const HALF_LIFE: Duration = Duration::from_secs(600);
 
@@ -135,7 +137,7 @@ fn place(views: &[View], prompt: usize) -> Option<Place> {
             let lost = worth(tail, v.idle);
             match victim {
                 // Another conversation that begins alike: each gets its own.
-                Some((to, other)) if tail > SMALL / 8 && lost > cost(other) => {
+                Some((to, other)) if tail > EDIT && lost > cost(other) => {
                     Some(Place::Copy { from: own, to, len: v.usable })
                 }
                 None if is_small && tail > SMALL => None,
@@ -175,7 +177,7 @@ mod tests {
         let other = view(25_000, 8000, false, false, 1);
         assert_eq!(place(&[view(0, 0, false, true, 0), other, own], LARGE), Some(Place::Own(2)));
         // The last answer is edited.
-        let edited = view(20_000, 19_800, false, false, 5);
+        let edited = view(20_000, 19_950, false, false, 5);
         assert_eq!(place(&[view(0, 0, false, false, 0), edited], LARGE), Some(Place::Own(1)));
     }
 

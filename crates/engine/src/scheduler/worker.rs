@@ -19,7 +19,7 @@ const STALLED: Duration = Duration::from_secs(60);
 /// A chunk of a prompt is this much smaller while answers are decoded, so that they do not wait long.
 const SHARE: usize = 8;
 /// Tokens of a prompt that another request is computing, for which it is worth to wait.
-const WORTH_WAITING: usize = 512;
+const WORTH_WAITING: usize = 128;
 /// Most tokens of a pass that decodes answers.
 const CLOSING: usize = 2;
 
