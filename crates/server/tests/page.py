@@ -34,8 +34,9 @@ class Browser:
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (theirs, out)]     # out of the way of 3 and 4
         self.process = subprocess.Popen(
             # The page comes from the server under test, and in containers the sandbox often cannot start.
-            [path, "--headless", "--no-sandbox", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "--disable-gpu",
-             "--disable-dev-shm-usage", "--no-proxy-server", "--disable-background-networking", "--disable-component-update", "about:blank"],
+            [path, "--headless", "--no-sandbox", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run",
+             "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server", "--disable-background-networking",
+             "--disable-component-update", "about:blank"],
             pass_fds=(3, 4), preexec_fn=lambda: (os.dup2(high[0], 3), os.dup2(high[1], 4)), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for fd in (theirs, out, *high):
@@ -172,9 +173,11 @@ def click(*selectors):
 
 def fake(status=200):
     """From now on the test itself is the server: feed() sends bytes, finish() ends the answer."""
-    b.js(f"""window.asked = []; window.realFetch ??= window.fetch;
-        window.fetch = async (url, options) => {{ asked.push(options); return new Response(new ReadableStream({{start(c) {{ window.feeder = c; }}}}),
-            {{status: {status}, headers: {{"Content-Type": "text/event-stream"}}}}); }}; 0""")
+    b.js(f"""window.asked = []; window.realFetch ??= window.fetch; window.feeder = null;
+        window.fetch = async (url, options) => {{
+            asked.push(options);
+            return new Response(new ReadableStream({{start(c) {{ window.feeder = c; }}}}), {{status: {status}}});
+        }}; 0""")
 
 
 def feed(data):
@@ -193,9 +196,12 @@ try:
     def _():
         b.call("Page.navigate", url=url + "/")
         b.wait("document.readyState === 'complete' && /context/.test(document.getElementById('model')?.textContent)")
-        missing = [i for i in ("input", "send", "stop", "new", "thinking", "system", "messages") if not b.js(f"!!document.getElementById('{i}')")]
-        equal(missing, [], "missing ids")
+        ids = "input", "send", "stop", "new", "thinking", "system", "messages"
+        equal([i for i in ids if not b.js(f"!!document.getElementById('{i}')")], [], "missing ids")
         equal(b.js("['send', 'stop', 'key-row'].map(i => document.getElementById(i).hidden).join()"), "false,true,true")
+
+    if failed:
+        sys.exit(1)     # without a page there is nothing else to see
 
     @check("everything has a name, and the messages are announced")
     def _():
@@ -291,7 +297,8 @@ try:
         click("#stop")
         b.wait(f"!document.querySelector('#send').hidden && /stopped/.test({last('.stats')})", 5)
         equal(b.js(f"/word3999/.test({last('.content')})"), False, "the whole answer came")
-        ask("and now?")
+        ask("HARNESS-SDK-TEXT and now?")
+        equal(b.js(last(".content")), ANSWER)
         equal([m["role"] for m in b.bodies()[-1]["messages"]], ["user", "assistant", "user"], "roles")
 
     @check("progress, code blocks, characters in pieces, an error within a stream")
@@ -320,7 +327,6 @@ try:
         click("#new")
         fake(401)
         write("fake")
-        b.js("window.feeder = null")
         click("#send")
         b.wait("!!window.feeder")
         feed(b'{"error":{"message":"a key is wanted"}}')

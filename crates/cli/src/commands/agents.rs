@@ -361,11 +361,8 @@ fn install(file: &Path, client: Client, setup: &Setup) -> Result<Outcome> {
         Err(e) if e.kind() == ErrorKind::NotFound => None,
         Err(e) => return Err(named(e).into()),
     };
-    let new = merged(client, old.as_deref().unwrap_or_default(), setup).map_err(|e| {
-        let comments = if client == Client::Opencode { " (comments in it are not supported here)" } else { "" };
-        let file = file.display();
-        format!("{file} cannot be merged and stays as it is: {e}{comments}; without --write the part to add by hand is printed")
-    })?;
+    let new = merged(client, old.as_deref().unwrap_or_default(), setup)
+        .map_err(|e| left_alone(&file.display().to_string(), client, &e.to_string()))?;
     if old.as_ref() == Some(&new) {
         return Ok(Outcome::Same);
     }
@@ -375,6 +372,12 @@ fn install(file: &Path, client: Client, setup: &Setup) -> Result<Outcome> {
     let backup = old.map(|old| back_up(&target, &old)).transpose().map_err(named)?;
     replace(&target, &new).map_err(named)?;
     Ok(backup.map_or(Outcome::New, Outcome::Changed))
+}
+
+/// Why a file was not touched, and what to do.
+fn left_alone(file: &str, client: Client, why: &str) -> String {
+    let comments = if client == Client::Opencode { " (comments are not understood here)" } else { "" };
+    format!("{file} is left as it is: {why}{comments}; add by hand what is printed without --write")
 }
 
 /// The path with something behind the file's name.
@@ -591,7 +594,8 @@ mod tests {
 
     #[test]
     fn other_settings_stay() {
-        let old = "{\n\t\"theme\": \"dark\",\n\t\"env\": {\"A\": \"1\", \"ANTHROPIC_MODEL\": \"opus\"},\n\t\"z\": [1.0]\n}";
+        let old = "{\n\t\"theme\": \"dark\",\n\t\"env\": {\"A\": \"1\", \"ANTHROPIC_MODEL\": \"opus\"},\n\
+                   \t\"z\": [1.0]\n}";
         let text = merged(Client::Claude, old, &setup()).unwrap();
         assert!(text.starts_with("{\n\t\"theme\": \"dark\",\n\t\"env\": {\n\t\t\"A\": \"1\","), "{text}");
         let new = json(&text);
@@ -617,7 +621,8 @@ mod tests {
     #[test]
     fn codex_keeps_comments() {
         let old = "# mine\nmodel = \"gpt\" # favourite\n\n[tools]\nx = 1 # one\n\n# here\n[model_providers.local]\n\
-                   base_url = \"http://old\" # where\nquery_params = {}\n\n[model_providers.local.http_headers]\na = \"b\"\n\n\
+                   base_url = \"http://old\" # where\nquery_params = {}\n\n\
+                   [model_providers.local.http_headers]\na = \"b\"\n\n\
                    [model_providers.other]\nname = \"o\"\n";
         let text = merged(Client::Codex, old, &setup()).unwrap();
         assert!(text.starts_with("# mine\nmodel = \"flash\" # favourite\n"), "{text}");

@@ -122,10 +122,10 @@ fn place(views: &[View], prompt: usize) -> Option<Place> {
     let best = all().max_by_key(|(i, v)| (v.usable, !v.busy, std::cmp::Reverse(*i)));
     let best = best.filter(|(_, v)| v.usable >= WORTH.min(prompt));
     // The session whose loss costs least, of those that this request may take.
-    let may_take = |v: &View| !v.busy && (v.tokens == 0 || if is_small { v.tokens <= SMALL } else { !v.reserved });
+    let may_take = |v: &View| !v.busy && if is_small { v.reserved || v.tokens <= SMALL } else { !v.reserved };
     let cost = |v: &View| worth(v.tokens, v.idle);
     let victim = all()
-        .filter(|(i, v)| may_take(v) && (is_small || !v.reserved) && best.is_none_or(|(b, _)| b != *i))
+        .filter(|(i, v)| may_take(v) && best.is_none_or(|(b, _)| b != *i))
         .min_by(|(_, a), (_, b)| {
             // Small requests leave the others' sessions alone while they can.
             let order = |v: &View| is_small && !v.reserved;
@@ -205,6 +205,9 @@ mod tests {
         let alike = view(50_000, 90, false, false, 1);
         assert_eq!(place(&[alike, busy_side], SMALL_ONE), None);
         assert_eq!(place(&[alike, side], SMALL_ONE), Some(Place::Copy { from: 0, to: 1, len: 90 }));
+        // What is reserved is theirs, whatever it holds: nobody waits for ever.
+        let grown = view(50_000, 0, false, true, 1);
+        assert_eq!(place(&[large, grown], SMALL_ONE), Some(Place::Own(1)));
         // And a large one leaves them their place.
         assert_eq!(place(&[large, side], LARGE), Some(Place::Own(0)));
     }

@@ -61,9 +61,6 @@ fn refuse(body: &Object<'_>) -> Result<(), ApiError> {
     if body.opt("background", boolean)? == Some(true) {
         return Err(Bad::at("background", "is not supported: wait for the answer, or stream it").into());
     }
-    if body.get("prompt").is_some() {
-        return Err(Bad::at("prompt", "is not supported: nothing is stored here").into());
-    }
     Ok(())
 }
 
