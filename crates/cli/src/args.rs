@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Serve the model over HTTP: OpenAI's and Anthropic's interfaces
     Serve(ServeArgs),
+    /// Point coding agents at a server
+    Agents(AgentsArgs),
     /// Measure prefill and decode speed
     Bench(BenchArgs),
     /// List devices, what fits on them, and prove that each computes right
@@ -158,6 +160,49 @@ pub(crate) struct ServeArgs {
     /// Give the answers in this file by rule instead of computing any, to test clients
     #[arg(long, value_name = "FILE")]
     pub(crate) script: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct AgentsArgs {
+    #[command(subcommand)]
+    pub(crate) action: AgentsAction,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum AgentsAction {
+    /// Show what a client needs in its configuration, or write it there
+    Setup {
+        /// Client
+        #[arg(value_enum)]
+        client: Client,
+        /// Write it into the client's own file; what is there stays, and a copy of it is kept in FILE.bak
+        #[arg(long)]
+        write: bool,
+        /// Where the server is
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+        url: String,
+        /// Model that the client asks for
+        #[arg(long, value_name = "NAME", default_value = "deepseek-v4-flash")]
+        model: String,
+        /// Context in tokens that the client reckons with [default: as the server says]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        ctx: Option<u32>,
+        /// Key that the server wants
+        #[arg(long, value_name = "KEY")]
+        key: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Client {
+    /// Claude Code
+    Claude,
+    /// Codex
+    Codex,
+    /// opencode
+    Opencode,
+    /// Pi
+    Pi,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         None => commands::chat::run(&cli.chat),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Serve(args)) => commands::serve::run(&args),
+        Some(Command::Agents(args)) => commands::agents::run(&args),
         Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::Doctor(args)) => commands::doctor::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),

@@ -33,8 +33,8 @@ impl Grammars {
         let info = TokRxInfo::new(words.len() as u32, tokenizer.eos());
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(TokTrie::from(&info, &words)));
         let slices = llguidance::earley::SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
-            .map_err(|e| e.to_string())?;
+        let mut factory =
+            ParserFactory::new(&env, InferenceCapabilities::default(), &slices).map_err(|e| e.to_string())?;
         factory.quiet();
         Ok(Grammars { factory })
     }

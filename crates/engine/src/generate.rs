@@ -46,7 +46,7 @@ impl From<Hint> for Guide<'_> {
 /// What chooses the tokens.
 pub enum Chooser {
     /// The model.
-    Sampler(Sampler),
+    Sampler(Box<Sampler>),
     /// A text that is known, for tests.
     Script(Scripted),
 }
@@ -64,7 +64,7 @@ pub struct Generation {
 impl Generation {
     /// An answer of at most so many tokens that continues a session whose logits are those of its prompt.
     pub fn new(sampler: Sampler, max_tokens: usize) -> Self {
-        Generation::by(Chooser::Sampler(sampler), max_tokens)
+        Generation::by(Chooser::Sampler(Box::new(sampler)), max_tokens)
     }
 
     /// The same, its tokens chosen by something else.

@@ -312,7 +312,9 @@ mod tests {
         [2, 4].iter().for_each(|&t| allowed.allow_token(t));
         let seen = |options: Sampling, logits: &[f32]| {
             let mut sampler = Sampler::new(options);
-            let mut seen: Vec<u32> = (0..500).map(|_| sampler.sample_within(logits, Bounds { allowed: Some(&allowed), banned: &[] })).collect();
+            let mut seen: Vec<u32> = (0..500)
+                .map(|_| sampler.sample_within(logits, Bounds { allowed: Some(&allowed), banned: &[] }))
+                .collect();
             seen.sort_unstable();
             seen.dedup();
             seen
@@ -409,7 +411,8 @@ mod tests {
     fn what_is_banned_never_comes() {
         let banned = [1, 3];
         let best = Best::new(LOGITS.iter().enumerate().map(|(i, &l)| (i as u32, l)).collect());
-        for options in [Sampling::greedy(), Sampling::default(), Sampling { top_k: 2, ..Sampling::default() }] {
+        for options in [Sampling::greedy(), Sampling::default(), Sampling { top_k: 2, ..Sampling::default() }]
+        {
             let (mut one, mut other) = (Sampler::new(options.clone()), Sampler::new(options));
             for _ in 0..200 {
                 let token = one.sample_within(&LOGITS, Bounds { banned: &banned, ..Bounds::default() });

@@ -41,7 +41,8 @@ fn babble(constraint: &mut Constraint, tokenizer: &Tokenizer, seed: u64) -> Vec<
         let logits: Vec<f32> = (0..tokenizer.vocab_len() as u32)
             .map(|id| {
                 let closes = [&b"}"[..], b"]", b"\"", b"</", b"<", b"0"].contains(&tokenizer.token_bytes(id));
-                4.0 * random.random::<f32>() + if closes || tokenizer.marker_of(id).is_some() { push } else { 0.0 }
+                4.0 * random.random::<f32>()
+                    + if closes || tokenizer.marker_of(id).is_some() { push } else { 0.0 }
             })
             .collect();
         let id = sampler.sample_within(&logits, Bounds { allowed: Some(&allowed), banned: &[] });
@@ -134,8 +135,14 @@ fn json_or_calls() {
     assert!(accepts(&wanted, &tokenizer, "{\"n\": 12}"));
     assert!(accepts(&wanted, &tokenizer, "{\n  \"n\": 12\n}"));
     assert!(accepts(&wanted, &tokenizer, &format!("\n\n<{D}tool_calls>\n{}", call(&[]))));
-    assert!(!accepts(&wanted, &tokenizer, "{\"m\": 12}") && !accepts(&wanted, &tokenizer, "Well, {\"n\": 12}"));
-    assert!(!accepts(&Wanted { calls: &[], ..wanted }, &tokenizer, &format!("\n\n<{D}tool_calls>\n{}", call(&[]))));
+    assert!(
+        !accepts(&wanted, &tokenizer, "{\"m\": 12}") && !accepts(&wanted, &tokenizer, "Well, {\"n\": 12}")
+    );
+    assert!(!accepts(
+        &Wanted { calls: &[], ..wanted },
+        &tokenizer,
+        &format!("\n\n<{D}tool_calls>\n{}", call(&[]))
+    ));
 }
 
 #[test]
@@ -149,7 +156,8 @@ fn what_cannot_be_is_refused() {
     assert!(lacks.contains("\"t\"") && lacks.contains("\"x\""), "{lacks}");
     assert!(refused(json!({"type": "object", "anyOf": []})).unwrap().contains("anyOf"));
     let impossible = json!({"type": "integer", "minimum": 5, "maximum": 4});
-    let message = constraint(&Wanted { calls: &[], one_call: false, json: Some(&impossible) }, &tokenizer).err();
+    let message =
+        constraint(&Wanted { calls: &[], one_call: false, json: Some(&impossible) }, &tokenizer).err();
     assert!(message.unwrap().contains("minimum"));
     let unknown = json!({"$ref": "#/$defs/nothing"});
     assert!(constraint(&Wanted { calls: &[], one_call: false, json: Some(&unknown) }, &tokenizer).is_err());

@@ -10,7 +10,8 @@ use ds4_model::Shape;
 use ds4_model::cache::KvFormat;
 use ds4_testkit::Idle;
 use ds4_text::{
-    Answer, Effort, Message, ParserOptions, Prompt, RenderOptions, Replay, Thinking, Tokenizer, Wanted, grammar, render,
+    Answer, Effort, Message, ParserOptions, Prompt, RenderOptions, Replay, Thinking, Tokenizer, Wanted,
+    grammar, render,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -36,8 +37,13 @@ fn computing(limits: Limits, exact: bool, disk: Option<&Path>) -> Running {
     let shape = Shape::from_gguf(&file).unwrap();
     let max_rows = 64;
     let cpu = Cpu::new(&shape, Options { exact, max_rows, ..Options::default() }).unwrap();
-    let mut engine =
-        Engine::load(cpu, &file, None, EngineOptions { max_rows, keep_every: 128, ..EngineOptions::default() }).unwrap();
+    let mut engine = Engine::load(
+        cpu,
+        &file,
+        None,
+        EngineOptions { max_rows, keep_every: 128, ..EngineOptions::default() },
+    )
+    .unwrap();
     if let Some(folder) = disk {
         let store = Store::open(folder, ds4_kvstore::Options { budget: 1 << 30 }).unwrap();
         let fingerprint = fingerprint(&file, None, KvFormat::Packed, exact);
@@ -126,7 +132,9 @@ fn collect(mut updates: Receiver<Update>) -> Ended {
                 deltas.iter().for_each(|d| ended.answer.apply(d));
                 ended.times.push(Instant::now());
                 for l in logprobs {
-                    ended.logprobs.extend(l.top.iter().chain([&l.chosen]).map(|l| (l.token, l.logprob.to_bits())));
+                    ended
+                        .logprobs
+                        .extend(l.top.iter().chain([&l.chosen]).map(|l| (l.token, l.logprob.to_bits())));
                 }
             }
             Update::Done(done) => ended.done = Some(done),
@@ -145,7 +153,8 @@ fn filler(words: usize, seed: usize) -> String {
 fn together_as_alone() {
     for exact in [true, false] {
         let limits = Limits { parallel: 8, ..LIMITS };
-        let texts: Vec<String> = (0..8).map(|i| format!("{} What is {i} plus {}?", filler(20 * i, i), i + 3)).collect();
+        let texts: Vec<String> =
+            (0..8).map(|i| format!("{} What is {i} plus {}?", filler(20 * i, i), i + 3)).collect();
         let alone = computing(limits, exact, None);
         let one_by_one: Vec<Ended> = texts.iter().map(|t| alone.ask(alone.job(t, 24))).collect();
         alone.end();
@@ -340,7 +349,10 @@ fn slow_readers_wait_alone() {
 fn scripts_answer_by_rule() {
     let running = scripted(LIMITS, STORY);
     let ended = running.ask(running.job_thinking("a story", 100, Thinking::On(Effort::High)));
-    assert_eq!((ended.answer.reasoning.as_str(), ended.answer.content.as_str()), ("hm", "once upon a time there was a king"));
+    assert_eq!(
+        (ended.answer.reasoning.as_str(), ended.answer.content.as_str()),
+        ("hm", "once upon a time there was a king")
+    );
     assert_eq!(running.ask(running.job("other", 100)).answer.content, "OK.");
     let mut job = running.job("a story", 100);
     job.parser.stop = vec![" there".into()];

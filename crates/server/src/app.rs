@@ -127,7 +127,8 @@ impl App {
 
     /// The grammar of what is wanted; `param` is where the client said so.
     pub(crate) fn constraint(&self, wanted: &Wanted<'_>, param: &str) -> Result<Constraint, ApiError> {
-        let refuse = |message: String| ApiError { param: Some(param.to_owned()), ..ApiError::invalid(message) };
+        let refuse =
+            |message: String| ApiError { param: Some(param.to_owned()), ..ApiError::invalid(message) };
         let lark = grammar(wanted, &self.tokenizer).map_err(|e| match e {
             GrammarError::Schema { .. } => refuse(e.to_string()),
             GrammarError::Vocabulary(e) => ApiError::new(Kind::Inside, e),

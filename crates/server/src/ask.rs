@@ -6,8 +6,8 @@ use crate::error::ApiError;
 use ds4_engine::Sampling;
 use ds4_engine::scheduler::{Job, Rules};
 use ds4_text::{
-    Block, Callable, Effort, Json, Mode, ParserOptions, Prompt, RenderOptions, ResponseFormat, Start, Thinking, Wanted,
-    render,
+    Block, Callable, Effort, Json, Mode, ParserOptions, Prompt, RenderOptions, ResponseFormat, Start,
+    Thinking, Wanted, render,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -61,7 +61,10 @@ pub(crate) enum ToolKind {
     /// By text without form, which the model writes as the parameter `input`.
     Custom,
     /// By a name in a name space.
-    Member { namespace: String, name: String },
+    Member {
+        namespace: String,
+        name: String,
+    },
 }
 
 /// Which tools must be called.
@@ -109,8 +112,9 @@ pub(crate) struct Prepared {
 /// Numbers that nobody can guess.
 pub(crate) fn random() -> Result<u128, ApiError> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|e| ApiError::new(crate::error::Kind::Inside, format!("the system gives no random numbers: {e}")))?;
+    getrandom::fill(&mut bytes).map_err(|e| {
+        ApiError::new(crate::error::Kind::Inside, format!("the system gives no random numbers: {e}"))
+    })?;
     Ok(u128::from_ne_bytes(bytes))
 }
 
@@ -123,11 +127,14 @@ impl Ask {
             Format::JsonObject => Some(ResponseFormat::JsonObject),
             Format::Schema(schema) => {
                 let schema = Json::parse(&schema.to_string());
-                Some(ResponseFormat::Schema(schema.map_err(|e| ApiError::invalid(format!("the schema: {e}")))?))
+                Some(ResponseFormat::Schema(
+                    schema.map_err(|e| ApiError::invalid(format!("the schema: {e}")))?,
+                ))
             }
         };
         let messages = conversation.finish(shown, format);
-        let options = RenderOptions { thinking: self.thinking, profile: app.profile, ..RenderOptions::default() };
+        let options =
+            RenderOptions { thinking: self.thinking, profile: app.profile, ..RenderOptions::default() };
         render(&messages, &options, &mut app.replay()).map_err(|e| ApiError::invalid(e.to_string()))
     }
 
@@ -141,7 +148,8 @@ impl Ask {
             }
             Input::Conversation(conversation) => {
                 let prompt = self.render(conversation, app)?;
-                let tokens = prompt.to_tokens(&app.tokenizer).map_err(|e| ApiError::invalid(e.to_string()))?;
+                let tokens =
+                    prompt.to_tokens(&app.tokenizer).map_err(|e| ApiError::invalid(e.to_string()))?;
                 Ok((prompt, tokens))
             }
         }
@@ -155,7 +163,8 @@ impl Ask {
         if tokens.len() >= most {
             return Err(ApiError::too_long(tokens.len(), most));
         }
-        let max_tokens = self.max_tokens.or(app.options.max_tokens).unwrap_or(usize::MAX).min(most - tokens.len());
+        let max_tokens =
+            self.max_tokens.or(app.options.max_tokens).unwrap_or(usize::MAX).min(most - tokens.len());
         let ids = CallIds { prefix: self.call_prefix, seed: random()? };
         let may_call = !is_raw && !self.tools.is_empty() && self.choice != Choice::None;
         let rules = self.rules(app, may_call)?;
@@ -194,11 +203,18 @@ impl Ask {
         };
         let is_chosen = |t: &&Tool| names.is_none_or(|names| names.contains(&t.name));
         let chosen: Vec<&Tool> = self.tools.iter().filter(is_chosen).collect();
-        if let Some(missing) = names.into_iter().flatten().find(|n| !self.tools.iter().any(|t| t.name == **n)) {
-            return Err(ApiError { param: Some("tool_choice".into()), ..ApiError::invalid(format!("there is no tool {missing:?}")) });
+        if let Some(missing) = names.into_iter().flatten().find(|n| !self.tools.iter().any(|t| t.name == **n))
+        {
+            return Err(ApiError {
+                param: Some("tool_choice".into()),
+                ..ApiError::invalid(format!("there is no tool {missing:?}"))
+            });
         }
         if must_call && chosen.is_empty() {
-            return Err(ApiError { param: Some("tool_choice".into()), ..ApiError::invalid("a tool must be called, and there is none") });
+            return Err(ApiError {
+                param: Some("tool_choice".into()),
+                ..ApiError::invalid("a tool must be called, and there is none")
+            });
         }
         let calls = chosen.iter().filter(|_| may_call).map(|t| Callable {
             name: &t.name,
@@ -212,7 +228,8 @@ impl Ask {
             Format::JsonObject => Some(json!({"type": "object"})),
             Format::Schema(schema) => Some(schema.clone()),
         };
-        let wanted = Wanted { calls: &calls, one_call: !self.parallel, json: json.as_ref().filter(|_| !must_call) };
+        let wanted =
+            Wanted { calls: &calls, one_call: !self.parallel, json: json.as_ref().filter(|_| !must_call) };
         let mut rules = Rules::default();
         if wanted.json.is_some() {
             rules.answer = Some(app.constraint(&wanted, "response_format")?);

@@ -123,7 +123,9 @@ fn refuse(body: &Object<'_>) -> Read<()> {
 
 fn thinking(app: &App, body: &Object<'_>, model: &str) -> Read<Thinking> {
     let level = body.opt("reasoning_effort", |v| effort(app, string(v)?))?;
-    let switch = match body.opt("thinking", |v| Object::of(v)?.req("type", one_of(&["enabled", "disabled", "adaptive"])))? {
+    let switch = match body
+        .opt("thinking", |v| Object::of(v)?.req("type", one_of(&["enabled", "disabled", "adaptive"])))?
+    {
         Some(word) => Some(word != "disabled"),
         None => body.opt("think", boolean)?,
     };
@@ -171,7 +173,12 @@ fn message(conversation: &mut Conversation, value: &Value) -> Read<()> {
             let parts = m.opt("content", result_parts)?.unwrap_or_default();
             conversation.result(ToolResult { call, parts });
         }
-        role => return Err(Bad::at("role", format!("{role:?} is none of system, developer, user, assistant, tool"))),
+        role => {
+            return Err(Bad::at(
+                "role",
+                format!("{role:?} is none of system, developer, user, assistant, tool"),
+            ));
+        }
     }
     Ok(())
 }
@@ -184,7 +191,9 @@ pub(crate) fn text(value: &Value) -> Read<String> {
     let part = |v| {
         let part = Object::of(v)?;
         match part.kind()? {
-            "text" | "input_text" | "output_text" | "summary_text" | "reasoning_text" => part.req("text", string),
+            "text" | "input_text" | "output_text" | "summary_text" | "reasoning_text" => {
+                part.req("text", string)
+            }
             "refusal" => part.req("refusal", string),
             kind => Err(Bad::at("type", format!("{kind:?} is not supported: the model reads text only"))),
         }
@@ -260,7 +269,10 @@ pub(crate) fn function_tool(value: &Value) -> Read<Tool> {
 pub(crate) fn tool_name(tool: &Object<'_>) -> Read<String> {
     let name = tool.req("name", string)?;
     if name.is_empty() || name.len() > 256 || name.contains(['"', '\n', '<', '>']) {
-        return Err(Bad::at("name", "must be 1 to 256 characters without quotes, angle brackets and line ends"));
+        return Err(Bad::at(
+            "name",
+            "must be 1 to 256 characters without quotes, angle brackets and line ends",
+        ));
     }
     Ok(name.to_owned())
 }
@@ -283,7 +295,9 @@ fn choice(value: &Value) -> Read<Choice> {
     let name = |o: &Object<'_>| Ok(o.req("name", string)?.to_owned());
     match choice.kind()? {
         "function" => Ok(Choice::Named(match choice.get("function") {
-            Some(function) => Object::of(function).and_then(|f| name(&f)).map_err(|bad| bad.under("function"))?,
+            Some(function) => {
+                Object::of(function).and_then(|f| name(&f)).map_err(|bad| bad.under("function"))?
+            }
             None => name(&choice)?,
         })),
         "custom" => Ok(Choice::Named(name(&choice)?)),
@@ -343,15 +357,17 @@ pub(crate) async fn whole(a: Answering) -> Result<Value, ApiError> {
     let Answering { app, mut reply, model, id, wants_logprobs, .. } = a;
     let (summary, probabilities) = reply.whole().await?;
     let answer = &reply.answer;
-    let content = if answer.content.is_empty() && !answer.calls.is_empty() { Value::Null } else { answer.content.clone().into() };
+    let content = if answer.content.is_empty() && !answer.calls.is_empty() {
+        Value::Null
+    } else {
+        answer.content.clone().into()
+    };
     let mut message = json!({"role": "assistant", "content": content, "refusal": null});
     if !answer.reasoning.is_empty() {
         message["reasoning_content"] = answer.reasoning.clone().into();
     }
     if !answer.calls.is_empty() {
-        let call = |(i, c): (usize, &ToolCall)| {
-            json!({"id": reply.call_id(i), "type": "function", "function": {"name": c.name, "arguments": c.arguments}})
-        };
+        let call = |(i, c): (usize, &ToolCall)| json!({"id": reply.call_id(i), "type": "function", "function": {"name": c.name, "arguments": c.arguments}});
         message["tool_calls"] = answer.calls.iter().enumerate().map(call).collect();
     }
     let logprobs = if wants_logprobs { content_logprobs(&app, &probabilities) } else { Value::Null };
@@ -400,7 +416,8 @@ impl Chunks {
 
     fn content(&self, text: &str, tokens: &[TokenLogprobs]) -> String {
         let logprobs = if self.wants_logprobs { content_logprobs(&self.app, tokens) } else { Value::Null };
-        let choice = json!([{"index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null}]);
+        let choice =
+            json!([{"index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null}]);
         data(&self.chunk(choice))
     }
 
@@ -438,7 +455,9 @@ impl Encoder for Chunks {
             Piece::Call { id, name } => {
                 self.calls += 1;
                 let function = json!({"name": name, "arguments": ""});
-                self.call(json!({"index": self.calls - 1, "id": id, "type": "function", "function": function}))
+                self.call(
+                    json!({"index": self.calls - 1, "id": id, "type": "function", "function": function}),
+                )
             }
             Piece::Arguments(text) => {
                 self.call(json!({"index": self.calls.saturating_sub(1), "function": {"arguments": text}}))

@@ -147,7 +147,8 @@ impl Pieces {
         let logprobs = if self.wants_logprobs { logprobs(&self.app, tokens, self.at) } else { Value::Null };
         self.at += text.chars().count();
         let mut object = self.base.clone();
-        object["choices"] = json!([{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}]);
+        object["choices"] =
+            json!([{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}]);
         object
     }
 }
@@ -178,9 +179,11 @@ impl Encoder for Pieces {
             }
             Piece::Failed(error) => data(&error.body(Dialect::OpenAi, &self.request)),
             // Raw text has no parts.
-            Piece::Started | Piece::Reasoning(_) | Piece::Call { .. } | Piece::Arguments(_) | Piece::CallEnd => {
-                String::new()
-            }
+            Piece::Started
+            | Piece::Reasoning(_)
+            | Piece::Call { .. }
+            | Piece::Arguments(_)
+            | Piece::CallEnd => String::new(),
         }
     }
 

@@ -56,7 +56,10 @@ impl Conversation {
 
     /// Whether the conversation contains a call of this name.
     pub(crate) fn has_call(&self, id: &str) -> bool {
-        let mut turns = self.messages.iter().filter_map(|m| if let Body::Assistant(a) = &m.body { Some(a) } else { None });
+        let mut turns = self
+            .messages
+            .iter()
+            .filter_map(|m| if let Body::Assistant(a) = &m.body { Some(a) } else { None });
         turns.any(|turn| turn.calls.iter().any(|call| call.id.as_deref() == Some(id)))
     }
 
@@ -66,7 +69,11 @@ impl Conversation {
     }
 
     /// The messages, instructions first.
-    pub(crate) fn finish(mut self, tools: Vec<Json>, response_format: Option<ResponseFormat>) -> Vec<Message> {
+    pub(crate) fn finish(
+        mut self,
+        tools: Vec<Json>,
+        response_format: Option<ResponseFormat>,
+    ) -> Vec<Message> {
         self.release();
         // Some text to answer to there must be.
         if self.messages.is_empty() {
@@ -107,7 +114,8 @@ mod tests {
         }
         c.user("hello");
         c.system("env");
-        let first = text(Conversation { system: c.system.clone(), messages: c.messages.clone(), held: Vec::new() });
+        let first =
+            text(Conversation { system: c.system.clone(), messages: c.messages.clone(), held: Vec::new() });
         assert!(first.contains("A\n\nB<｜User｜>hello\n\nenv<｜Assistant｜>"), "{first}");
         c.assistant(call());
         // Between a call and its result.
@@ -116,7 +124,10 @@ mod tests {
         c.user("go on");
         let next = text(c);
         assert!(next.starts_with(&first[..first.len() - "</think>".len()]));
-        assert!(next.contains("<｜User｜><tool_result>r</tool_result>\n\nlate\n\ngo on<｜Assistant｜>"), "{next}");
+        assert!(
+            next.contains("<｜User｜><tool_result>r</tool_result>\n\nlate\n\ngo on<｜Assistant｜>"),
+            "{next}"
+        );
     }
 
     #[test]

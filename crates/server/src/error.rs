@@ -119,7 +119,8 @@ impl ApiError {
         let (message, name) = (self.text(dialect), self.name(dialect));
         match dialect {
             Dialect::OpenAi => {
-                let mut error = json!({"message": message, "type": name, "param": self.param, "code": self.code()});
+                let mut error =
+                    json!({"message": message, "type": name, "param": self.param, "code": self.code()});
                 if let Kind::ContextTooLong { tokens, most } = self.kind {
                     error["n_prompt_tokens"] = tokens.into();
                     error["n_ctx"] = most.into();

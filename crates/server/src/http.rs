@@ -154,7 +154,10 @@ fn cross_origin(headers: &mut HeaderMap, asked: Option<HeaderValue>) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
     // A star would not stand for the header with the key.
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(HeaderValue::from_static("authorization, content-type")));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        asked.unwrap_or(HeaderValue::from_static("authorization, content-type")),
+    );
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("x-request-id"));
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
 }
@@ -171,7 +174,10 @@ fn has_key(app: &App, headers: &HeaderMap) -> bool {
     let named = headers.get("x-api-key").and_then(|v| v.to_str().ok());
     let is_ours = |given: &str| {
         // All are compared, each in the same time whatever it is.
-        app.options.keys.iter().fold(false, |found, key| found | bool::from(key.as_bytes().ct_eq(given.as_bytes())))
+        app.options
+            .keys
+            .iter()
+            .fold(false, |found, key| found | bool::from(key.as_bytes().ct_eq(given.as_bytes())))
     };
     bearer.is_some_and(is_ours) || named.is_some_and(is_ours)
 }
@@ -218,7 +224,11 @@ async fn list_models(State(app): State<Arc<App>>) -> Response<Body> {
     json_response(&models::list(&app))
 }
 
-async fn find_model(State(app): State<Arc<App>>, Path(name): Path<String>, request: Request) -> Response<Body> {
+async fn find_model(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Response<Body> {
     match models::find(&app, &name) {
         Some(model) => json_response(&model),
         None => {
@@ -247,8 +257,10 @@ fn request_id(request: &Request) -> String {
 
 /// Reads a body, and as long as it is in memory, no more than so much of others'.
 async fn read_body(app: &App, request: Request) -> Result<Vec<u8>, ApiError> {
-    let too_large = || ApiError::new(Kind::TooLarge, format!("the body is larger than {} MiB", MOST_BODY >> 20));
-    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    let too_large =
+        || ApiError::new(Kind::TooLarge, format!("the body is larger than {} MiB", MOST_BODY >> 20));
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|n| n > MOST_BODY as u64) {
         return Err(too_large());
     }
@@ -263,19 +275,24 @@ async fn read_body(app: &App, request: Request) -> Result<Vec<u8>, ApiError> {
             }
             let kib = (chunk.len() >> 10) as u32 + 1;
             let permit = app.bodies.try_acquire_many(kib);
-            held.push(permit.map_err(|_| ApiError::new(Kind::QueueFull, "too much is being sent at the same time"))?);
+            held.push(
+                permit
+                    .map_err(|_| ApiError::new(Kind::QueueFull, "too much is being sent at the same time"))?,
+            );
             body.extend_from_slice(&chunk);
         }
         Ok(body)
     };
-    let late = || ApiError::new(Kind::Timeout, format!("the body did not come within {} s", BODY_TIME.as_secs()));
+    let late =
+        || ApiError::new(Kind::Timeout, format!("the body did not come within {} s", BODY_TIME.as_secs()));
     tokio::time::timeout(BODY_TIME, read).await.map_err(|_| late())?
 }
 
 fn parse(body: &[u8]) -> Result<Value, ApiError> {
     // Some editors put a mark of the byte order at the front.
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    let text = std::str::from_utf8(body).map_err(|e| ApiError::invalid(format!("the body is no UTF-8: {e}")))?;
+    let text =
+        std::str::from_utf8(body).map_err(|e| ApiError::invalid(format!("the body is no UTF-8: {e}")))?;
     serde_json::from_str(text).map_err(|e| ApiError::invalid(format!("the body is no JSON: {e}")))
 }
 

@@ -63,8 +63,18 @@ impl Metrics {
         r.register("live_tokens", "Tokens whose state is in memory", self.live_tokens.clone());
         r.register("kv_bytes", "Bytes of memory for the state of conversations", self.kv_bytes.clone());
         let seconds = || Unit::Seconds;
-        r.register_with_unit("time_to_first_token", "From the request to the first token", seconds(), self.first_token.clone());
-        r.register_with_unit("inter_token", "Between tokens of an answer, its mean", seconds(), self.between_tokens.clone());
+        r.register_with_unit(
+            "time_to_first_token",
+            "From the request to the first token",
+            seconds(),
+            self.first_token.clone(),
+        );
+        r.register_with_unit(
+            "inter_token",
+            "Between tokens of an answer, its mean",
+            seconds(),
+            self.between_tokens.clone(),
+        );
         r.register("prefill_tokens_per_second", "Speed of computing a prompt", self.prefill_rate.clone());
         self
     }

@@ -84,11 +84,15 @@ pub(crate) fn within(least: f64, most: f64) -> impl Fn(&Value) -> Read<f32> {
 pub(crate) fn count(least: u64) -> impl Fn(&Value) -> Read<usize> {
     move |value| {
         // 5.0 is what some languages write for 5.
-        let whole = value.as_u64().or_else(|| value.as_f64().filter(|n| n.fract() == 0.0 && *n >= 0.0).map(|n| n as u64));
+        let whole = value
+            .as_u64()
+            .or_else(|| value.as_f64().filter(|n| n.fract() == 0.0 && *n >= 0.0).map(|n| n as u64));
         match whole {
             Some(n) if n >= least => Ok(usize::try_from(n).unwrap_or(usize::MAX)),
             Some(n) => Err(Bad::new(format!("must be at least {least}, is {n}"))),
-            None if value.is_number() => Err(Bad::new(format!("must be a whole number of at least {least}, is {value}"))),
+            None if value.is_number() => {
+                Err(Bad::new(format!("must be a whole number of at least {least}, is {value}")))
+            }
             None => Err(expected("a whole number", value)),
         }
     }
@@ -99,7 +103,9 @@ pub(crate) fn array(value: &Value) -> Read<&[Value]> {
 }
 
 /// An array, element by element.
-pub(crate) fn list<'a, T>(mut read: impl FnMut(&'a Value) -> Read<T>) -> impl FnMut(&'a Value) -> Read<Vec<T>> {
+pub(crate) fn list<'a, T>(
+    mut read: impl FnMut(&'a Value) -> Read<T>,
+) -> impl FnMut(&'a Value) -> Read<Vec<T>> {
     move |value| {
         let each = array(value)?.iter().enumerate();
         each.map(|(i, v)| read(v).map_err(|bad| bad.under(i))).collect()
@@ -138,7 +144,10 @@ mod tests {
         let object = Object::of(&body).unwrap();
         let content = |v| Object::of(v)?.req("content", string);
         let bad = object.req("messages", list(content)).unwrap_err();
-        assert_eq!((bad.path.as_str(), bad.message.as_str()), ("messages.1.content", "must be a string, is a number"));
+        assert_eq!(
+            (bad.path.as_str(), bad.message.as_str()),
+            ("messages.1.content", "must be a string, is a number")
+        );
         assert_eq!(object.req("model", string).unwrap_err(), Bad::at("model", "is required"));
         assert_eq!(object.opt("top", string), Ok(None));
         assert_eq!(object.req("n", count(0)).unwrap_err().path, "n");

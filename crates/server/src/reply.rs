@@ -3,9 +3,9 @@
 use crate::app::App;
 use crate::ask::{CallIds, Prepared};
 use crate::error::{ApiError, Kind};
+use crate::http::unix_time;
 use ds4_engine::scheduler::{Done, TokenLogprobs, Update};
 use ds4_engine::{Finish, Logprob};
-use crate::http::unix_time;
 use ds4_text::{Answer, Delta};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -23,11 +23,17 @@ pub(crate) enum Piece {
     /// Work on it has begun; this much of the prompt was there.
     Started,
     /// Tokens of the prompt that are computed, of those that have to be.
-    Progress { done: usize, total: usize },
+    Progress {
+        done: usize,
+        total: usize,
+    },
     Reasoning(String),
     Content(String, Vec<TokenLogprobs>),
     /// A call begins.
-    Call { id: String, name: String },
+    Call {
+        id: String,
+        name: String,
+    },
     Arguments(String),
     CallEnd,
     /// The end.
@@ -149,7 +155,10 @@ impl Reply {
             }
             match self.updates.recv().await {
                 Some(update) => self.take(update),
-                None => self.ready.push_back(Piece::Failed(ApiError::new(Kind::Inside, "the engine has stopped"))),
+                None => {
+                    self.ready
+                        .push_back(Piece::Failed(ApiError::new(Kind::Inside, "the engine has stopped")));
+                }
             }
         }
     }
@@ -265,7 +274,9 @@ impl Reply {
         let computed = self.usage.prompt - self.usage.cached;
         self.observe(done.generated, computed, t.prefill, t.decode);
         let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
-        let rate = |n: usize, d: Duration| if d.is_zero() { 0.0 } else { (n as f64 / d.as_secs_f64() * 100.0).round() / 100.0 };
+        let rate = |n: usize, d: Duration| {
+            if d.is_zero() { 0.0 } else { (n as f64 / d.as_secs_f64() * 100.0).round() / 100.0 }
+        };
         let timings = json!({
             "queued_ms": ms(t.queued),
             "cache_n": self.usage.cached, "prompt_n": computed,

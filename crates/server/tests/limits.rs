@@ -1,5 +1,5 @@
 //! What clients do wrong, and what they do to a server.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
@@ -23,7 +23,10 @@ fn is_error(path: &str, answer: &Answer, kind: &str) {
     assert_eq!(body["error"]["type"], kind, "{path}: {body}");
     assert!(!body["error"]["message"].as_str().unwrap().is_empty());
     if path.starts_with("/v1/messages") {
-        assert_eq!((&body["type"], body["request_id"].as_str()), (&json!("error"), answer.header("request-id")));
+        assert_eq!(
+            (&body["type"], body["request_id"].as_str()),
+            (&json!("error"), answer.header("request-id"))
+        );
     } else {
         assert!(body["error"].get("param").is_some() && body["error"].get("code").is_some());
     }
@@ -39,7 +42,10 @@ fn paths_and_methods() {
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
     assert!(metrics.text().contains("ds4_requests_running 0"));
     let models = server.get("/v1/models?limit=5").json();
-    assert_eq!((&models["data"][0]["id"], &models["data"][0]["max_model_len"]), (&json!("deepseek-v4-flash"), &json!(20_000)));
+    assert_eq!(
+        (&models["data"][0]["id"], &models["data"][0]["max_model_len"]),
+        (&json!("deepseek-v4-flash"), &json!(20_000))
+    );
     assert_eq!(server.get("/v1/models/deepseek-v4-flash").json()["type"], "model");
     let unknown = server.get("/v1/models/other");
     assert_eq!((unknown.status, &unknown.json()["error"]["code"]), (404, &json!("model_not_found")));
@@ -55,7 +61,10 @@ fn paths_and_methods() {
         assert_eq!((answer.status, answer.body.len()), (200, 0));
     }
     let page = server.get("/");
-    assert!(page.text().contains("</html>") && page.header("content-security-policy").unwrap().contains("default-src 'none'"));
+    assert!(
+        page.text().contains("</html>")
+            && page.header("content-security-policy").unwrap().contains("default-src 'none'")
+    );
     let described = server.get("/openapi.json").json();
     for path in GENERATING {
         assert!(described["paths"].get(path).is_some(), "{path}");
@@ -66,17 +75,22 @@ fn paths_and_methods() {
 
 #[test]
 fn keys() {
-    let server = Server::with(ds4_server::Options { keys: vec!["one".into(), "two".into()], ..options() }, LIMITS);
+    let server =
+        Server::with(ds4_server::Options { keys: vec!["one".into(), "two".into()], ..options() }, LIMITS);
     assert_eq!(server.get("/health").status, 200);
     let body = chat("UTF8").to_string();
     let post = |path, headers: &[(&str, &str)]| server.request("POST", path, headers, body.as_bytes());
-    for headers in [&[][..], &[("Authorization", "Bearer three")], &[("x-api-key", "on")], &[("Authorization", "one")]] {
+    for headers in
+        [&[][..], &[("Authorization", "Bearer three")], &[("x-api-key", "on")], &[("Authorization", "one")]]
+    {
         let answer = post(GENERATING[0], headers);
         assert_eq!(answer.status, 401);
         is_error(GENERATING[0], &answer, "authentication_error");
     }
     is_error("/v1/messages", &post("/v1/messages", &[]), "authentication_error");
-    for headers in [[("Authorization", "Bearer one")], [("authorization", "bearer two")], [("X-Api-Key", "two")]] {
+    for headers in
+        [[("Authorization", "Bearer one")], [("authorization", "bearer two")], [("X-Api-Key", "two")]]
+    {
         assert_eq!(post(GENERATING[0], &headers).status, 200);
     }
     assert_eq!(server.get("/v1/models").status, 401);
@@ -102,13 +116,32 @@ fn other_origins() {
 #[test]
 fn bodies_that_are_wrong() {
     let server = Server::start();
-    let user = |more: &str| format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"x\"}}], \"input\": \"x\", \"prompt\": \"x\", \"max_tokens\": 5{more}}}");
+    let user = |more: &str| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"x\"}}], \"input\": \"x\", \"prompt\": \"x\", \"max_tokens\": 5{more}}}"
+        )
+    };
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-    let bodies: Vec<String> = ["", "null", "[]", "\"x\"", "{", "{\"messages\": 1, \"input\": 1, \"prompt\": 1}", "{\"messages\": [1], \"input\": [1], \"prompt\": [1]}"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain([deep, user(", \"temperature\": \"hot\""), user(", \"temperature\": 3"), user(", \"stream\": \"yes\""), user(", \"max_tokens\": -5, \"max_output_tokens\": 0"), user(", \"top_p\": 2")])
-        .collect();
+    let bodies: Vec<String> = [
+        "",
+        "null",
+        "[]",
+        "\"x\"",
+        "{",
+        "{\"messages\": 1, \"input\": 1, \"prompt\": 1}",
+        "{\"messages\": [1], \"input\": [1], \"prompt\": [1]}",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain([
+        deep,
+        user(", \"temperature\": \"hot\""),
+        user(", \"temperature\": 3"),
+        user(", \"stream\": \"yes\""),
+        user(", \"max_tokens\": -5, \"max_output_tokens\": 0"),
+        user(", \"top_p\": 2"),
+    ])
+    .collect();
     for path in GENERATING {
         for body in &bodies {
             let answer = server.request("POST", path, &[], body.as_bytes());
@@ -118,18 +151,39 @@ fn bodies_that_are_wrong() {
         assert_eq!(server.request("POST", path, &[], b"\xff\xfe{}").status, 400);
         assert_eq!(server.request("POST", path, &[], b"{\"model\": \"\\ud800\"}").status, 400);
         // What is unknown and means nothing is ignored.
-        let odd = user(", \"x_unknown\": {\"a\": [1]}, \"user\": \"u\", \"metadata\": {}, \"service_tier\": \"auto\"");
-        assert_eq!(server.request("POST", path, &[("Content-Type", "text/plain")], format!("\u{feff}{odd}").as_bytes()).status, 200);
+        let odd = user(
+            ", \"x_unknown\": {\"a\": [1]}, \"user\": \"u\", \"metadata\": {}, \"service_tier\": \"auto\"",
+        );
+        assert_eq!(
+            server
+                .request("POST", path, &[("Content-Type", "text/plain")], format!("\u{feff}{odd}").as_bytes())
+                .status,
+            200
+        );
     }
-    let where_is = |path: &str, body: Value| server.post(path, &body).json()["error"]["message"].as_str().unwrap().to_owned();
+    let where_is = |path: &str, body: Value| {
+        server.post(path, &body).json()["error"]["message"].as_str().unwrap().to_owned()
+    };
     let image = json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]}]);
-    assert!(where_is(GENERATING[0], json!({"messages": image})).starts_with("messages.0.content.1.type: \"image_url\""));
-    assert!(where_is("/v1/messages", json!({"messages": image, "max_tokens": 5})).starts_with("messages.0.content.1.type"));
+    assert!(
+        where_is(GENERATING[0], json!({"messages": image}))
+            .starts_with("messages.0.content.1.type: \"image_url\"")
+    );
+    assert!(
+        where_is("/v1/messages", json!({"messages": image, "max_tokens": 5}))
+            .starts_with("messages.0.content.1.type")
+    );
     assert!(where_is("/v1/messages", json!({"messages": []})).contains("max_tokens"));
     let tool = json!({"type": "function", "function": {"name": "f", "strict": true, "parameters": {"type": "object", "required": ["x"]}}});
-    assert!(where_is(GENERATING[0], json!({"messages": [{"role": "user", "content": "x"}], "tools": [tool]})).contains("\"x\""));
+    assert!(
+        where_is(GENERATING[0], json!({"messages": [{"role": "user", "content": "x"}], "tools": [tool]}))
+            .contains("\"x\"")
+    );
     let thread = server.post("/v1/messages", &json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 5, "thread": {"type": "create"}}));
-    assert_eq!((thread.status, &thread.json()["error"]["details"]["error_code"]), (400, &json!("thread_unsupported_request")));
+    assert_eq!(
+        (thread.status, &thread.json()["error"]["details"]["error_code"]),
+        (400, &json!("thread_unsupported_request"))
+    );
     server.end();
 }
 
@@ -139,12 +193,26 @@ fn prompts_that_are_too_long() {
     let long = "word ".repeat(30_000);
     let answer = server.post(GENERATING[0], &chat(&long)).json();
     assert_eq!(answer["error"]["code"], "context_length_exceeded");
-    assert_eq!((answer["error"]["n_ctx"].as_u64(), answer["error"]["n_prompt_tokens"].as_u64() > Some(20_000)), (Some(20_000), true));
+    assert_eq!(
+        (answer["error"]["n_ctx"].as_u64(), answer["error"]["n_prompt_tokens"].as_u64() > Some(20_000)),
+        (Some(20_000), true)
+    );
     let body = json!({"messages": [{"role": "user", "content": long}], "max_tokens": 5});
     let message = server.post("/v1/messages", &body).json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(message.starts_with("prompt is too long: ") && message.ends_with(" tokens > 20000 maximum"), "{message}");
+    assert!(
+        message.starts_with("prompt is too long: ") && message.ends_with(" tokens > 20000 maximum"),
+        "{message}"
+    );
     // More than fits is what clients usually ask for.
-    assert_eq!(server.post(GENERATING[0], &json!({"messages": [{"role": "user", "content": "UTF8"}], "max_tokens": 128_000})).status, 200);
+    assert_eq!(
+        server
+            .post(
+                GENERATING[0],
+                &json!({"messages": [{"role": "user", "content": "UTF8"}], "max_tokens": 128_000})
+            )
+            .status,
+        200
+    );
     server.end();
 }
 
@@ -153,7 +221,12 @@ fn bodies_in_other_ways() {
     let server = Server::start();
     let body = chat("UTF8").to_string();
     let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
-    let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n", &body[..5], body.len() - 5, &body[5..]);
+    let chunked = format!(
+        "{head}Transfer-Encoding: chunked\r\n\r\n5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n",
+        &body[..5],
+        body.len() - 5,
+        &body[5..]
+    );
     assert_eq!(Answer::parse(&server.raw(chunked.as_bytes())).status, 200);
     let large = format!("{head}Content-Length: {}\r\n\r\n{{", 1u64 << 30);
     assert_eq!(Answer::parse(&server.raw(large.as_bytes())).status, 413);
@@ -165,7 +238,12 @@ fn bodies_in_other_ways() {
         let n = stream.read(&mut bytes).unwrap();
         assert!(bytes[..n].starts_with(b"HTTP/1.1 200"));
     }
-    for garbage in [&b"\r\n\r\n"[..], b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"POST /v1/messages HTTP/1.1\r\nContent-Length: x\r\n\r\n"] {
+    for garbage in [
+        &b"\r\n\r\n"[..],
+        b"GET\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01",
+        b"POST /v1/messages HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+    ] {
         let mut stream = server.connect();
         stream.write_all(garbage).unwrap();
         drop(stream);
@@ -180,7 +258,12 @@ fn while_the_model_is_loaded() {
     assert_eq!(server.get("/health").status, 503);
     let answer = server.post(GENERATING[0], &chat("UTF8"));
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("2")));
-    is_error("/v1/messages", &server.post("/v1/messages", &json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 5})), "overloaded_error");
+    is_error(
+        "/v1/messages",
+        &server
+            .post("/v1/messages", &json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 5})),
+        "overloaded_error",
+    );
     server.app.set_ready(0);
     assert_eq!(server.post(GENERATING[0], &chat("UTF8")).status, 200);
     server.end();
@@ -190,7 +273,12 @@ fn while_the_model_is_loaded() {
 fn stuck(server: &Server) -> std::net::TcpStream {
     let body = json!({"messages": [{"role": "user", "content": "LONG"}], "stream": true, "logprobs": true, "top_logprobs": 20, "thinking": {"type": "disabled"}}).to_string();
     let mut stream = server.connect();
-    write!(stream, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    write!(
+        stream,
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
     stream
 }
 
@@ -229,9 +317,16 @@ fn too_many() {
 fn ending_lets_answers_finish() {
     let server = Server::start();
     let reader = {
-        let body = json!({"messages": [{"role": "user", "content": "LONG"}], "thinking": {"type": "disabled"}}).to_string();
+        let body =
+            json!({"messages": [{"role": "user", "content": "LONG"}], "thinking": {"type": "disabled"}})
+                .to_string();
         let mut stream = server.connect();
-        write!(stream, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        write!(
+            stream,
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
         std::thread::spawn(move || {
             let mut all = Vec::new();
             let _reset = stream.read_to_end(&mut all);
@@ -283,7 +378,12 @@ fn bad_company(seconds: u64) {
             *worst = (*worst).max(begun.elapsed());
             #[cfg(target_os = "linux")]
             if Instant::now() + Duration::from_secs(seconds / 2) > until {
-                let _ = early.compare_exchange(0, memory(), std::sync::atomic::Ordering::Relaxed, std::sync::atomic::Ordering::Relaxed);
+                let _ = early.compare_exchange(
+                    0,
+                    memory(),
+                    std::sync::atomic::Ordering::Relaxed,
+                    std::sync::atomic::Ordering::Relaxed,
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -294,7 +394,10 @@ fn bad_company(seconds: u64) {
         assert!(begun.elapsed() < Duration::from_secs(10), "something is stuck");
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(server.ok(GENERATING[0], chat("UTF8"))["choices"][0]["message"]["content"], "žluťoučký kůň 日本語 🐴✓");
+    assert_eq!(
+        server.ok(GENERATING[0], chat("UTF8"))["choices"][0]["message"]["content"],
+        "žluťoučký kůň 日本語 🐴✓"
+    );
     #[cfg(target_os = "linux")]
     {
         let (early, late) = (early.into_inner(), memory());
@@ -314,10 +417,15 @@ fn rude(server: &Server, n: u64) {
     // Errors are what such clients get.
     let _ = match n / 4 % 6 {
         0 => stream.write_all(format!("{head}{body}").as_bytes()),
-        1 => stream.write_all(format!("{head}{body}").as_bytes()).and_then(|()| stream.read(&mut some)).map(|_| ()),
+        1 => stream
+            .write_all(format!("{head}{body}").as_bytes())
+            .and_then(|()| stream.read(&mut some))
+            .map(|_| ()),
         2 => stream.write_all(&n.to_le_bytes()).and_then(|()| stream.write_all(b"\r\n\r\n\xff")),
         3 => stream.write_all(format!("{head}{}", &body[..20]).as_bytes()),
-        4 => stream.write_all(format!("{head}{body}").as_bytes()).and_then(|()| stream.shutdown(Shutdown::Write)),
+        4 => stream
+            .write_all(format!("{head}{body}").as_bytes())
+            .and_then(|()| stream.shutdown(Shutdown::Write)),
         _ => stream.write_all(format!("{head}{body}").as_bytes()).map(|()| {
             for _ in 0..4 {
                 let _ = stream.read(&mut some[..16]);

@@ -3,8 +3,8 @@
 use ds4_gguf::Tensor;
 use ds4_model::cache::{Layout, Part};
 use ds4_model::{
-    Backend, BackendError, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, PassForm, Plan, Role,
-    Run, Steps,
+    Backend, BackendError, Compressor, FeedForward, HeadMix, HyperConnection, LayerKind, Mtp, PassForm, Plan,
+    Role, Run, Steps,
 };
 use std::ops::Range;
 
@@ -129,7 +129,16 @@ impl Backend for Idle {
         _: &mut [Run<'_, Layout>],
     ) {
     }
-    fn select(&mut self, _: usize, _: &mut Blank, _: &Blank, _: &Plan, _: &mut [Run<'_, Layout>], (): &mut ()) {}
+    fn select(
+        &mut self,
+        _: usize,
+        _: &mut Blank,
+        _: &Blank,
+        _: &Plan,
+        _: &mut [Run<'_, Layout>],
+        (): &mut (),
+    ) {
+    }
     fn attend(
         &mut self,
         _: usize,

@@ -79,7 +79,10 @@ pub fn grammar(wanted: &Wanted<'_>, tokenizer: &Tokenizer) -> Result<String, Gra
             if wanted.calls.is_empty() { json } else { format!("{json} | {opening}") }
         }
     };
-    Ok(format!("start: {start}\nSPACE: /[ \\n]{{1,4}}/\nRAW: /(?s:.*)<\\//\nKEY: /[^\"\\n<>]{{1,200}}/\n{}", writer.rules))
+    Ok(format!(
+        "start: {start}\nSPACE: /[ \\n]{{1,4}}/\nRAW: /(?s:.*)<\\//\nKEY: /[^\"\\n<>]{{1,200}}/\n{}",
+        writer.rules
+    ))
 }
 
 struct Writer {
@@ -233,7 +236,8 @@ fn raw_string(schema: &Value) -> Option<String> {
     if members.get("type").map_or(choices.is_none(), |t| t != "string") {
         return None;
     }
-    let allowed = ["type", "enum", "const", "minLength", "maxLength", "title", "description", "default", "examples"];
+    let allowed =
+        ["type", "enum", "const", "minLength", "maxLength", "title", "description", "default", "examples"];
     if members.keys().any(|k| !allowed.contains(&k.as_str())) {
         return None;
     }

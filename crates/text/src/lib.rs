@@ -24,7 +24,9 @@ mod prompt;
 mod replay;
 mod tokenizer;
 
-pub use answer::{Answer, Block, Delta, End, Flaw, Hint, Options as ParserOptions, Parser, Phase, Spelling, Start};
+pub use answer::{
+    Answer, Block, Delta, End, Flaw, Hint, Options as ParserOptions, Parser, Phase, Spelling, Start,
+};
 pub use grammar::{Callable, GrammarError, Wanted, grammar};
 pub use marker::Marker;
 pub use prompt::{

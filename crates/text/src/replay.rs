@@ -103,7 +103,9 @@ impl Replay {
     /// A line that [`Replay::learn`] reads, for a block that was just kept: to be saved with the conversation.
     pub fn note(&self, ids: &[String]) -> Vec<u8> {
         let entry = ids.first().and_then(|id| self.of_call.get(id)).and_then(|n| self.blocks.peek(n));
-        let Some(mut line) = entry.and_then(|entry| serde_json::to_vec(entry).ok()) else { return Vec::new() };
+        let Some(mut line) = entry.and_then(|entry| serde_json::to_vec(entry).ok()) else {
+            return Vec::new();
+        };
         line.push(b'\n');
         line
     }

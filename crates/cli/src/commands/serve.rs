@@ -91,7 +91,8 @@ fn options(args: &ServeArgs, file: &Gguf) -> Result<Options> {
     let keys = match &args.api_key_file {
         Some(path) => {
             let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-            let keys: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
+            let keys: Vec<String> =
+                text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
             if keys.is_empty() {
                 return Err(format!("{}: no key in it, expected one a line", path.display()).into());
             }

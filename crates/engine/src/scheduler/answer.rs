@@ -66,14 +66,11 @@ impl Answer {
 
     /// What samples for a job, if nothing else chooses.
     pub(super) fn sampler(job: &Job) -> Chooser {
-        Chooser::Sampler(Sampler::new(job.sampling.clone()))
+        Chooser::Sampler(Box::new(Sampler::new(job.sampling.clone())))
     }
 
     /// The token that the session lacks before the next choice, and what logits that needs.
-    pub(super) fn pending<B: Backend>(
-        &mut self,
-        session: &mut Session<B>,
-    ) -> Result<Option<u32>, Failure> {
+    pub(super) fn pending<B: Backend>(&mut self, session: &mut Session<B>) -> Result<Option<u32>, Failure> {
         self.allowed = match self.rule() {
             Some(rule) => Some(rule.allowed().map_err(Failure::Grammar)?),
             None => None,

@@ -124,9 +124,8 @@ fn place(views: &[View], prompt: usize) -> Option<Place> {
     // The session whose loss costs least, of those that this request may take.
     let may_take = |v: &View| !v.busy && if is_small { v.reserved || v.tokens <= SMALL } else { !v.reserved };
     let cost = |v: &View| worth(v.tokens, v.idle);
-    let victim = all()
-        .filter(|(i, v)| may_take(v) && best.is_none_or(|(b, _)| b != *i))
-        .min_by(|(_, a), (_, b)| {
+    let victim =
+        all().filter(|(i, v)| may_take(v) && best.is_none_or(|(b, _)| b != *i)).min_by(|(_, a), (_, b)| {
             // Small requests leave the others' sessions alone while they can.
             let order = |v: &View| is_small && !v.reserved;
             order(a).cmp(&order(b)).then(cost(a).total_cmp(&cost(b)))

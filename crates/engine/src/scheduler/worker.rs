@@ -43,10 +43,16 @@ struct Running {
 }
 
 enum State {
-    Prefill { job: Box<Job>, reused: usize },
+    Prefill {
+        job: Box<Job>,
+        reused: usize,
+    },
     Decode(Box<Answer>),
     /// The client has everything; the session lacks these tokens.
-    Closing { tokens: Vec<u32>, notes: Vec<u8> },
+    Closing {
+        tokens: Vec<u32>,
+        notes: Vec<u8>,
+    },
 }
 
 impl State {
@@ -302,7 +308,9 @@ impl<B: Backend> Loop<'_, B> {
         if !matches!(&r.state, State::Prefill { job, .. } if session.tokens().len() == job.tokens.len()) {
             return;
         }
-        let State::Prefill { job, .. } = std::mem::replace(&mut r.state, State::nothing_left()) else { return };
+        let State::Prefill { job, .. } = std::mem::replace(&mut r.state, State::nothing_left()) else {
+            return;
+        };
         let chooser = match &self.worker.script {
             Some(script) => {
                 let answer = script.answer(&job.prompt.to_text(), job.parser.start, self.tokenizer);

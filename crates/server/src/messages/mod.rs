@@ -106,7 +106,10 @@ impl Events {
         }
         if self.open != Open::Nothing {
             let index = self.blocks - 1;
-            text.push_str(&event("content_block_stop", &json!({"type": "content_block_stop", "index": index})));
+            text.push_str(&event(
+                "content_block_stop",
+                &json!({"type": "content_block_stop", "index": index}),
+            ));
         }
         self.open = Open::Nothing;
         text

@@ -18,7 +18,10 @@ pub(crate) fn read(app: &App, body: &Value, counts_only: bool) -> Result<Ask, Ap
     }
     if body.get("thread").is_some() {
         let message = "threads are not supported: send the whole conversation";
-        return Err(ApiError { code: Some("thread_unsupported_request"), ..Bad::at("thread", message).into() });
+        return Err(ApiError {
+            code: Some("thread_unsupported_request"),
+            ..Bad::at("thread", message).into()
+        });
     }
     let model = model(app, &body)?;
     let output = body.opt("output_config", Object::of)?;
@@ -30,7 +33,11 @@ pub(crate) fn read(app: &App, body: &Value, counts_only: bool) -> Result<Ask, Ap
     }
     body.req("messages", |v| reader.messages(v))?;
     let (choice, one) = body.opt("tool_choice", choice)?.unwrap_or((Choice::Auto, false));
-    let format = match output.map(|o| o.opt("format", format)).transpose().map_err(|bad| bad.under("output_config"))? {
+    let format = match output
+        .map(|o| o.opt("format", format))
+        .transpose()
+        .map_err(|bad| bad.under("output_config"))?
+    {
         Some(Some(format)) => format,
         _ => body.opt("output_format", format)?.unwrap_or_default(),
     };
@@ -212,7 +219,9 @@ impl Reader {
                 let parts = block.opt("content", |v| self.result(v))?.unwrap_or_default();
                 self.conversation.result(ToolResult { call, parts });
             }
-            kind => return Err(Bad::at("type", format!("{kind:?} is not supported: the model reads text only"))),
+            kind => {
+                return Err(Bad::at("type", format!("{kind:?} is not supported: the model reads text only")));
+            }
         }
         Ok(())
     }

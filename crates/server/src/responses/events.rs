@@ -84,7 +84,11 @@ impl Events {
             text.push_str(&self.added(item));
             text.push_str(&if self.form.summary {
                 let part = json!({"type": "summary_text", "text": ""});
-                self.item_event("reasoning_summary_part.added", "rs", json!({"summary_index": 0, "part": part}))
+                self.item_event(
+                    "reasoning_summary_part.added",
+                    "rs",
+                    json!({"summary_index": 0, "part": part}),
+                )
             } else {
                 let part = json!({"type": "reasoning_text", "text": ""});
                 self.item_event("content_part.added", "rs", json!({"content_index": 0, "part": part}))
@@ -111,7 +115,11 @@ impl Events {
             let item = self.form.message(self.output.len(), json!([]), "in_progress");
             text.push_str(&self.added(item));
             let part = output_text("", json!([]));
-            text.push_str(&self.item_event("content_part.added", "msg", json!({"content_index": 0, "part": part})));
+            text.push_str(&self.item_event(
+                "content_part.added",
+                "msg",
+                json!({"content_index": 0, "part": part}),
+            ));
         }
         let probabilities = if self.wants_logprobs { logprobs(&self.app, &tokens) } else { json!([]) };
         if let Open::Message(all, all_tokens) = &mut self.open {
@@ -147,23 +155,39 @@ impl Events {
             Open::Reasoning(all) => {
                 let mut text = if self.form.summary {
                     let part = json!({"type": "summary_text", "text": all});
-                    self.item_event("reasoning_summary_text.done", "rs", json!({"summary_index": 0, "text": all}))
-                        + &self.item_event("reasoning_summary_part.done", "rs", json!({"summary_index": 0, "part": part}))
+                    self.item_event(
+                        "reasoning_summary_text.done",
+                        "rs",
+                        json!({"summary_index": 0, "text": all}),
+                    ) + &self.item_event(
+                        "reasoning_summary_part.done",
+                        "rs",
+                        json!({"summary_index": 0, "part": part}),
+                    )
                 } else {
                     let part = json!({"type": "reasoning_text", "text": all});
                     self.item_event("reasoning_text.done", "rs", json!({"content_index": 0, "text": all}))
-                        + &self.item_event("content_part.done", "rs", json!({"content_index": 0, "part": part}))
+                        + &self.item_event(
+                            "content_part.done",
+                            "rs",
+                            json!({"content_index": 0, "part": part}),
+                        )
                 };
                 let item = self.form.reasoning(self.output.len(), &all, status);
                 text.push_str(&self.item_done(item));
                 text
             }
             Open::Message(all, tokens) => {
-                let probabilities = if self.wants_logprobs { logprobs(&self.app, &tokens) } else { json!([]) };
+                let probabilities =
+                    if self.wants_logprobs { logprobs(&self.app, &tokens) } else { json!([]) };
                 let part = output_text(&all, probabilities.clone());
                 let done = json!({"content_index": 0, "text": all, "logprobs": probabilities});
                 let mut text = self.item_event("output_text.done", "msg", done);
-                text.push_str(&self.item_event("content_part.done", "msg", json!({"content_index": 0, "part": part})));
+                text.push_str(&self.item_event(
+                    "content_part.done",
+                    "msg",
+                    json!({"content_index": 0, "part": part}),
+                ));
                 let item = self.form.message(self.output.len(), json!([part]), status);
                 text.push_str(&self.item_done(item));
                 text
@@ -203,7 +227,8 @@ impl Encoder for Events {
             Piece::CallEnd => self.close("completed"),
             Piece::Done(summary) => {
                 let is_cut = summary.end == crate::reply::Ending::Length;
-                let (status, kind) = if is_cut { ("incomplete", "incomplete") } else { ("completed", "completed") };
+                let (status, kind) =
+                    if is_cut { ("incomplete", "incomplete") } else { ("completed", "completed") };
                 let mut text = self.close(status);
                 self.form.remember(&self.app, &self.output);
                 let response = self.form.over(&summary.end, self.output.clone().into(), &summary.usage);

@@ -99,7 +99,8 @@ impl Form {
 
     /// What the model thought. Its whole text comes back with the next request, so that nothing has to be stored here.
     fn reasoning(&self, index: usize, text: &str, status: &str) -> Value {
-        let part = |kind: &str| if text.is_empty() { json!([]) } else { json!([{"type": kind, "text": text}]) };
+        let part =
+            |kind: &str| if text.is_empty() { json!([]) } else { json!([{"type": kind, "text": text}]) };
         let summary = if self.summary { part("summary_text") } else { json!([]) };
         json!({
             "id": self.item_id("rs", index), "type": "reasoning", "summary": summary,

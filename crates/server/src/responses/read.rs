@@ -28,7 +28,8 @@ pub(crate) fn read(app: &App, body: &Value) -> Result<Ask, ApiError> {
         reader.conversation.system(&instructions);
     }
     body.req("input", |v| reader.input(v))?;
-    let wants_logprobs = body.opt("include", list(string))?.unwrap_or_default().contains(&"message.output_text.logprobs");
+    let wants_logprobs =
+        body.opt("include", list(string))?.unwrap_or_default().contains(&"message.output_text.logprobs");
     let top = body.opt("top_logprobs", count(0))?.unwrap_or(0);
     if top > MOST_LOGPROBS {
         return Err(Bad::at("top_logprobs", format!("must be at most {MOST_LOGPROBS}")).into());
@@ -55,7 +56,10 @@ fn refuse(body: &Object<'_>) -> Result<(), ApiError> {
     for key in ["previous_response_id", "conversation"] {
         if body.get(key).is_some() {
             let message = "nothing is stored here: replay the full input";
-            return Err(ApiError { code: Some("previous_response_not_found"), ..Bad::at(key, message).into() });
+            return Err(ApiError {
+                code: Some("previous_response_not_found"),
+                ..Bad::at(key, message).into()
+            });
         }
     }
     if body.opt("background", boolean)? == Some(true) {
@@ -86,7 +90,8 @@ fn tools(value: &Value) -> Read<Vec<Tool>> {
 /// A tool in a name space: the model sees one name.
 fn member_tool(namespace: &str, member: Tool) -> Read<Tool> {
     let full = format!("{namespace}{SPACE}{}", member.name);
-    let mut shown: Value = serde_json::from_str(member.shown.as_str()).map_err(|e| Bad::new(e.to_string()))?;
+    let mut shown: Value =
+        serde_json::from_str(member.shown.as_str()).map_err(|e| Bad::new(e.to_string()))?;
     shown["name"] = full.clone().into();
     let kind = ToolKind::Member { namespace: namespace.to_owned(), name: member.name };
     Ok(Tool { name: full, shown: shown_json(&shown)?, kind, ..member })
@@ -97,13 +102,21 @@ fn custom_tool(tool: &Object<'_>) -> Read<Tool> {
     let name = tool_name(tool)?;
     let schema = json!({"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"],
         "additionalProperties": false});
-    let mut shown = json!({"name": name, "description": tool.opt("description", string)?.unwrap_or_default()});
+    let mut shown =
+        json!({"name": name, "description": tool.opt("description", string)?.unwrap_or_default()});
     if let Some(definition) = tool.opt("format", |v| Object::of(v)?.opt("definition", string))?.flatten() {
         let description = shown["description"].as_str().unwrap_or_default();
         shown["description"] = format!("{description}\nThe input follows this grammar:\n{definition}").into();
     }
     shown["parameters"] = schema.clone();
-    Ok(Tool { name, shown: shown_json(&shown)?, schema: Some(schema), strict: true, deferred: false, kind: ToolKind::Custom })
+    Ok(Tool {
+        name,
+        shown: shown_json(&shown)?,
+        schema: Some(schema),
+        strict: true,
+        deferred: false,
+        kind: ToolKind::Custom,
+    })
 }
 
 fn choice(value: &Value) -> Read<Choice> {
@@ -170,7 +183,8 @@ impl Reader<'_> {
 
     fn item(&mut self, value: &Value) -> Read<()> {
         let item = Object::of(value)?;
-        let kind = item.opt("type", string)?.unwrap_or(if item.get("role").is_some() { "message" } else { "" });
+        let kind =
+            item.opt("type", string)?.unwrap_or(if item.get("role").is_some() { "message" } else { "" });
         match kind {
             "message" => self.message(&item)?,
             "reasoning" => self.reasoning(&item)?,
@@ -182,7 +196,9 @@ impl Reader<'_> {
                 let input = item.req("input", string)?;
                 self.call(&item, json!({"input": input}).to_string())?;
             }
-            "function_call_output" | "custom_tool_call_output" | "local_shell_call_output" => self.output(&item)?,
+            "function_call_output" | "custom_tool_call_output" | "local_shell_call_output" => {
+                self.output(&item)?;
+            }
             "tool_search_call" | "local_shell_call" => self.named_call(kind, &item)?,
             "tool_search_output" => self.found_tools(&item)?,
             "additional_tools" => {
@@ -192,10 +208,15 @@ impl Reader<'_> {
             "item_reference" => {
                 let id = item.req("id", string)?;
                 let known = self.app.items().get(id).filter(|item| item["type"] != "item_reference");
-                let unknown = || Bad::at("id", format!("there is no item {id:?} any more: replay the full input"));
+                let unknown =
+                    || Bad::at("id", format!("there is no item {id:?} any more: replay the full input"));
                 self.item(&known.ok_or_else(unknown)?)?;
             }
-            "web_search_call" | "image_generation_call" | "compaction" | "context_compaction" | "compaction_summary" => {}
+            "web_search_call"
+            | "image_generation_call"
+            | "compaction"
+            | "context_compaction"
+            | "compaction_summary" => {}
             "" => return Err(Bad::at("type", "is required")),
             kind => return Err(Bad::at("type", format!("{kind:?} is not supported"))),
         }
@@ -208,7 +229,12 @@ impl Reader<'_> {
             "system" | "developer" => self.conversation.system(&content),
             "user" => self.conversation.user(&content),
             "assistant" => self.conversation.assistant(Assistant { content, ..Assistant::default() }),
-            role => return Err(Bad::at("role", format!("{role:?} is none of system, developer, user, assistant"))),
+            role => {
+                return Err(Bad::at(
+                    "role",
+                    format!("{role:?} is none of system, developer, user, assistant"),
+                ));
+            }
         }
         Ok(())
     }
@@ -253,7 +279,10 @@ impl Reader<'_> {
     fn output(&mut self, item: &Object<'_>) -> Read<()> {
         let call = item.req("call_id", string)?.to_owned();
         if !self.conversation.has_call(&call) {
-            return Err(Bad::at("call_id", format!("there is no call {call:?} in the input: replay the full input")));
+            return Err(Bad::at(
+                "call_id",
+                format!("there is no call {call:?} in the input: replay the full input"),
+            ));
         }
         let parts = item.opt("output", result_parts)?.unwrap_or_default();
         self.conversation.result(ToolResult { call, parts });
@@ -262,7 +291,8 @@ impl Reader<'_> {
 
     /// Tools that were found: the model reads of them here, and may call them from now on.
     fn found_tools(&mut self, item: &Object<'_>) -> Read<()> {
-        let found: Vec<Tool> = item.opt("tools", list(tools))?.unwrap_or_default().into_iter().flatten().collect();
+        let found: Vec<Tool> =
+            item.opt("tools", list(tools))?.unwrap_or_default().into_iter().flatten().collect();
         let call = item.opt("call_id", string)?.unwrap_or_default().to_owned();
         let parts = found.iter().map(|t| ResultPart::Text(t.shown.as_str().to_owned())).collect();
         self.conversation.result(ToolResult { call, parts });

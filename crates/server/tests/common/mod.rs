@@ -1,5 +1,5 @@
 //! A server with scripted answers, and a client that sends any bytes.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use ds4_engine::scheduler::{Limits, Scheduler};
 use ds4_engine::{Engine, EngineOptions, Script};
@@ -21,7 +21,9 @@ pub(crate) const D: &str = "｜DSML｜";
 /// What the model says to which prompt.
 pub(crate) fn script() -> String {
     let call = |name: &str, city: &str| {
-        format!("<{D}invoke name=\"{name}\">\n<{D}parameter name=\"city\" string=\"true\">{city}</{D}parameter>\n</{D}invoke>\n")
+        format!(
+            "<{D}invoke name=\"{name}\">\n<{D}parameter name=\"city\" string=\"true\">{city}</{D}parameter>\n</{D}invoke>\n"
+        )
     };
     let block = |calls: &str| format!("\n\n<{D}tool_calls>\n{calls}</{D}tool_calls>");
     let rules = json!({"rules": [
@@ -79,7 +81,9 @@ impl Server {
         let mut engine = Engine::load(Idle, &file, None, EngineOptions::default()).unwrap();
         let tokenizer = Arc::new(Tokenizer::from_gguf(file.metadata()).unwrap());
         let (scheduler, worker) = Scheduler::new(limits, Some(Script::parse(&script()).unwrap()));
-        let app = App::new(options, Arc::clone(&tokenizer), Profile::April, scheduler.clone(), Replay::default()).unwrap();
+        let app =
+            App::new(options, Arc::clone(&tokenizer), Profile::April, scheduler.clone(), Replay::default())
+                .unwrap();
         let of_worker = Arc::clone(&tokenizer);
         let worker = std::thread::spawn(move || worker.run(&mut engine, &of_worker, || {}).unwrap());
         let runtime = Runtime::new().unwrap();
@@ -113,7 +117,10 @@ impl Server {
     }
 
     pub(crate) fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n",
+            body.len()
+        );
         headers.iter().for_each(|(k, v)| head.push_str(&format!("{k}: {v}\r\n")));
         head.push_str("\r\n");
         Answer::parse(&self.raw(&[head.as_bytes(), body].concat()))
@@ -189,7 +196,9 @@ impl Answer {
             let field = |name: &str| block.lines().find_map(|l| l.strip_prefix(name));
             match field("data: ") {
                 Some("[DONE]") => events.push((None, json!("[DONE]"))),
-                Some(data) => events.push((field("event: ").map(str::to_owned), serde_json::from_str(data).unwrap())),
+                Some(data) => {
+                    events.push((field("event: ").map(str::to_owned), serde_json::from_str(data).unwrap()));
+                }
                 None => assert!(block.starts_with(": "), "{block:?}"),
             }
         }
@@ -216,7 +225,11 @@ pub(crate) fn weather(path: &str) -> Value {
     let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
     match path {
         "/v1/messages" => json!({"name": "weather", "description": "d", "input_schema": schema}),
-        "/v1/responses" => json!({"type": "function", "name": "weather", "description": "d", "parameters": schema}),
-        _ => json!({"type": "function", "function": {"name": "weather", "description": "d", "parameters": schema}}),
+        "/v1/responses" => {
+            json!({"type": "function", "name": "weather", "description": "d", "parameters": schema})
+        }
+        _ => {
+            json!({"type": "function", "function": {"name": "weather", "description": "d", "parameters": schema}})
+        }
     }
 }
