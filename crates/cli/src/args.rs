@@ -339,6 +339,9 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "table")]
     #[arg(default_values_t = [1, 4, 16])]
     pub(crate) batches: Vec<usize>,
+    /// Send so many requests at once through the scheduler of `ds4 serve` instead
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', conflicts_with = "table")]
+    pub(crate) streams: Vec<usize>,
     /// Show the time of each kernel of a GPU instead, for the prompt and for a decode step
     #[arg(long, conflicts_with = "table")]
     pub(crate) kernels: bool,

@@ -61,8 +61,14 @@ pub(crate) fn open(model: Option<&Path>) -> Result<Gguf> {
         ui::note(&format!("model: ./{DEFAULT_FILE}"));
         return Ok(Gguf::open(DEFAULT_FILE)?);
     }
-    let nano = NANO.ok_or("this program was built without ds4-nano: name a model file with -m FILE")?;
+    let nano = nano()?;
     ui::note("model: ds4-nano, the small one inside this program (-m FILE for another)");
+    Ok(nano)
+}
+
+/// The model that is part of this program.
+pub(crate) fn nano() -> Result<Gguf> {
+    let nano = NANO.ok_or("this program was built without ds4-nano: name a model file with -m FILE")?;
     Ok(Gguf::from_static(nano)?)
 }
 

@@ -9,7 +9,7 @@ use crate::ui;
 use ds4_engine::{Error, Event, Finish, Generation, Sampler, Sampling, Session, Synced};
 use ds4_kvstore::Missing;
 use ds4_text::{
-    Assistant, Delta, End, Message, Parser, ParserOptions, RenderOptions, Replay, Tokenizer, render,
+    Assistant, Delta, End, Message, Parser, ParserOptions, Prompt, RenderOptions, Replay, Tokenizer, render,
 };
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -76,6 +76,7 @@ pub(crate) fn reply<B: Device>(
     INTERRUPTED.store(false, Ordering::Relaxed);
     let start = Instant::now();
     let bar = ui::tokens("prefill", tokens.len());
+    session.keep_at(Prompt::forks(&tokens, &loaded.tokenizer));
     let synced = loaded.engine.sync(session, &tokens, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);

@@ -170,6 +170,7 @@ impl<B: Backend> Engine<B> {
             best: None,
             computed: (0, 0),
             kept: Vec::new(),
+            places: Vec::new(),
             saved: Vec::new(),
             notes: Vec::new(),
             keep_bytes: self.options.keep_bytes,
@@ -233,8 +234,10 @@ impl<B: Backend> Engine<B> {
         // Chunks end where places are kept.
         let every = self.options.keep_every.max(1);
         let rows = rows.clamp(1, self.options.max_rows);
+        let place = session.places.iter().copied().filter(|&place| place > done).min();
         let end = (done + rows).min(done / every * every + every).min(prompt.len());
-        let keeps = end.is_multiple_of(every) || end == prompt.len();
+        let end = end.min(place.unwrap_or(end));
+        let keeps = end.is_multiple_of(every) || end == prompt.len() || Some(end) == place;
         // A kept place has its logits, so that a prompt that ends there needs no token computed again.
         let want = if keeps { Want::Last } else { Want::Nothing };
         self.extend(session, &prompt[done..end], want, Detail::All)?;

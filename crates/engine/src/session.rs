@@ -34,6 +34,8 @@ pub struct Session<B: Backend> {
     pub(crate) computed: (u64, usize),
     /// Ascending by length, each valid for `tokens[..len]`.
     pub(crate) kept: Vec<Kept>,
+    /// Lengths at which to keep a place, on the way to a prompt.
+    pub(crate) places: Vec<usize>,
     /// Lengths at which blocks on disk end that hold these tokens' state.
     pub(crate) saved: Vec<usize>,
     /// What goes to disk with the next block.
@@ -90,6 +92,12 @@ impl<B: Backend> Session<B> {
     /// tool calls. Whoever opens the store finds them in the blocks ([`ds4_kvstore::Section::Notes`]).
     pub fn attach(&mut self, notes: &[u8]) {
         self.notes.extend_from_slice(notes);
+    }
+
+    /// Has places kept at these lengths of the next prompt, besides its end: where other prompts are likely to go another
+    /// way ([`ds4_text::Prompt::forks`]).
+    pub fn keep_at(&mut self, places: Vec<usize>) {
+        self.places = places;
     }
 
     /// Goes back to the start.

@@ -260,6 +260,30 @@ fn conversations_go_on_and_fork() {
     running.end();
 }
 
+/// What the model thought is left out of the next prompt, and what is before it is still used; so is the system text of
+/// another conversation.
+#[test]
+fn goes_on_where_prompts_fork() {
+    let running = computing(LIMITS, false, None);
+    let thinking = Thinking::On(Effort::High);
+    let options = RenderOptions { thinking, ..RenderOptions::default() };
+    let system = Message::system(filler(150, 8));
+    let ask = |turns: &[Message]| {
+        let prompt = render(turns, &options, &mut Replay::default()).unwrap();
+        let tokens = prompt.to_tokens(&running.tokenizer).unwrap();
+        let parser = ParserOptions { start: prompt.start(), ..ParserOptions::default() };
+        (tokens.len(), running.ask(Job { prompt, tokens, parser, ..running.job("", 24) }))
+    };
+    let (length, first) = ask(&[system.clone(), Message::user("first")]);
+    assert!(!first.answer.reasoning.is_empty());
+    let answer = Message::from(ds4_text::Assistant { content: "well".into(), ..Default::default() });
+    let (_, second) = ask(&[system.clone(), Message::user("first"), answer, Message::user("and more")]);
+    assert_eq!(second.synced.reused(), length - 1);
+    let (length, other) = ask(&[system.clone(), Message::user("other")]);
+    assert!(other.synced.computed < 12, "{:?} of {length}", other.synced);
+    running.end();
+}
+
 /// Two requests with the same long beginning, at the same time: it is computed once.
 #[test]
 fn the_same_beginning_is_computed_once() {

@@ -5,7 +5,7 @@ use super::pool::{Place, Pool};
 use super::{Counts, Failure, Job, Limits, Message, Queued, Timings, Update};
 use crate::{Chooser, Engine, Error, Script, Work};
 use ds4_model::Backend;
-use ds4_text::Tokenizer;
+use ds4_text::{Prompt, Tokenizer};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -253,6 +253,7 @@ impl<B: Backend> Loop<'_, B> {
         let Queued { job, updates, since } = queued;
         let prepared = self.pool.take(self.engine, place).and_then(|slot| {
             let session = &mut self.pool.slots[slot].session;
+            session.keep_at(Prompt::forks(&job.tokens, self.tokenizer));
             Ok((slot, self.engine.prepare(session, &job.tokens)?))
         });
         match prepared {

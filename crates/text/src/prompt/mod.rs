@@ -119,6 +119,16 @@ impl Prompt {
         Some(ids)
     }
 
+    /// Lengths of a prompt's tokens at which another prompt is likely to go another way: behind the system text, with which
+    /// every conversation of an agent begins, and before the marker that has the model think, because what it thought is
+    /// left out of the next prompt.
+    pub fn forks(tokens: &[u32], tokenizer: &Tokenizer) -> Vec<usize> {
+        let is = |id: &u32, marker| tokenizer.marker_of(*id) == Some(marker);
+        let system = tokens.iter().position(|id| is(id, Marker::User)).filter(|&at| at > 1);
+        let thought = tokens.last().filter(|id| is(id, Marker::Think)).map(|_| tokens.len() - 1);
+        system.into_iter().chain(thought).collect()
+    }
+
     /// Where the model goes on from here.
     pub fn start(&self) -> Start {
         if self.parts.last() == Some(&Part::Marker(Marker::Think)) {

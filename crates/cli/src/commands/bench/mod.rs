@@ -1,6 +1,7 @@
 //! `ds4 bench`: prefill and decode speed of a model.
 
 mod kernels;
+mod streams;
 mod table;
 
 use crate::Result;
@@ -22,9 +23,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     };
     let shape = Shape::from_gguf(&file)?;
     let reads = Reads::of(&file, &shape);
-    let wants = match args.table {
-        true => table::wants(args, &shape),
-        false => Wants { sessions: 2, ..Wants::session(args.prompt.max(1) + args.gen_tokens) },
+    let wants = if args.table {
+        table::wants(args, &shape)
+    } else if !args.streams.is_empty() {
+        streams::wants(args)
+    } else {
+        Wants { sessions: 2, ..Wants::session(args.prompt.max(1) + args.gen_tokens) }
     };
     load::with_engine(&file, &args.model, wants, Bench { args, reads })
 }
@@ -38,6 +42,9 @@ impl WithEngine for Bench<'_> {
     fn run<B: Device>(self, mut engine: Engine<B>, device: Description) -> Result<ExitCode> {
         if self.args.kernels {
             return kernels::run(self.args, &mut engine, device);
+        }
+        if !self.args.streams.is_empty() {
+            return streams::run(self.args, &mut engine, device);
         }
         let bandwidth = engine.backend_mut().bandwidth();
         let meter = Meter { reads: self.reads, bandwidth };
