@@ -57,8 +57,15 @@ impl<B: Backend> Engine<B> {
         self.disk.as_ref()
     }
 
-    /// Saves the session's newest kept place, which is where it stands, if it is far enough from the one before.
-    pub(crate) fn save(&mut self, session: &mut Session<B>) -> Result<(), Error> {
+    /// Keeps the session's present place on disk, however near the one before is: nobody goes on with it here, and there are
+    /// notes that would be lost.
+    pub fn keep_last(&mut self, session: &mut Session<B>) -> Result<(), Error> {
+        self.keep(session)?;
+        if session.notes.is_empty() { Ok(()) } else { self.save(session, 1) }
+    }
+
+    /// Saves the session's newest kept place, which is where it stands, if it is so many tokens from the one before.
+    pub(crate) fn save(&mut self, session: &mut Session<B>, least: usize) -> Result<(), Error> {
         let Some(disk) = &self.disk else { return Ok(()) };
         let end = session.tokens.len();
         let Some(kept) = session.kept.last().filter(|k| k.frontier.len == end) else { return Ok(()) };
@@ -68,7 +75,7 @@ impl<B: Backend> Engine<B> {
             session.saved.pop();
         }
         let start = session.saved.last().copied().unwrap_or(0);
-        if end < start + disk.save_every || !disk.store.is_enabled() {
+        if end < start + least || !disk.store.is_enabled() {
             return Ok(());
         }
         let mut rows = Vec::new();

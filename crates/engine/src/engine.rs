@@ -404,7 +404,8 @@ impl<B: Backend> Engine<B> {
         self.has_logits(session);
         let frontier = Frontier::take(&mut self.backend, &session.store, &session.layout, len)?;
         session.keep(Kept { frontier, logits: session.logits.clone() });
-        self.save(session)
+        let every = self.disk.as_ref().map_or(0, |disk| disk.save_every);
+        self.save(session, every)
     }
 
     /// Goes back to the last kept place at or before `len`, or to the start; returns the new length.

@@ -12,6 +12,7 @@ use ds4_model::Backend;
 use ds4_server::{App, Options};
 use ds4_testkit::Idle;
 use ds4_text::{Profile, Replay, Tokenizer};
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,6 +54,7 @@ fn read_script(path: &std::path::Path) -> Result<Script> {
 
 fn logs(format: LogFormat) {
     let logs = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    let logs = logs.with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),

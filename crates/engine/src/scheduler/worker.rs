@@ -425,10 +425,14 @@ impl<B: Backend> Loop<'_, B> {
 
     /// At the end: keeps what there is, in memory or on disk.
     fn checkpoint(&mut self) {
-        while let Some(r) = self.running.pop() {
+        for r in self.running.drain(..) {
             let _ = r.updates.try_send(Update::Failed(Failure::ShuttingDown));
-            // What cannot be kept is computed again some day.
+            // A place in the middle of a prompt or of an answer.
             let _ = self.engine.keep(&mut self.pool.slots[r.slot].session);
+        }
+        for slot in &mut self.pool.slots {
+            // What cannot be kept is computed again some day.
+            let _ = self.engine.keep_last(&mut slot.session);
         }
         self.engine.disk().inspect(|disk| disk.store.flush());
     }
