@@ -386,7 +386,6 @@ pub(crate) struct Chunks {
     include_usage: bool,
     wants_logprobs: bool,
     calls: usize,
-    beats: usize,
     request: String,
 }
 
@@ -398,7 +397,7 @@ impl Chunks {
         });
         let include_usage = body["stream_options"]["include_usage"].as_bool().unwrap_or(false);
         let (app, request) = (Arc::clone(&a.app), a.request.clone());
-        Chunks { app, base, include_usage, wants_logprobs: a.wants_logprobs, calls: 0, beats: 0, request }
+        Chunks { app, base, include_usage, wants_logprobs: a.wants_logprobs, calls: 0, request }
     }
 
     fn chunk(&self, choices: Value) -> Value {
@@ -468,8 +467,6 @@ impl Encoder for Chunks {
     }
 
     fn beat(&mut self) -> String {
-        self.beats += 1;
-        // Some clients count only events.
-        if self.beats.is_multiple_of(3) { self.delta(json!({})) } else { comment("waiting") }
+        self.delta(json!({}))
     }
 }

@@ -6,9 +6,10 @@ use axum::http::{HeaderValue, Response, header};
 use futures_util::stream::unfold;
 use serde_json::Value;
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Silence after which something is sent, so that nobody thinks that the connection is dead.
+/// Time without an event after which one is sent, so that nobody thinks that the connection is dead. Comments are no events:
+/// some clients do not count them.
 const BEAT: Duration = Duration::from_secs(5);
 
 /// How a dialect writes an answer.
@@ -17,7 +18,7 @@ pub(crate) trait Encoder: Send + 'static {
     fn open(&mut self) -> String;
     /// What a piece becomes. The last one closes the stream.
     fn piece(&mut self, piece: Piece, reply: &Reply) -> String;
-    /// What is sent in silence.
+    /// An event that says nothing.
     fn beat(&mut self) -> String;
     /// Takes note of the whole answer.
     fn ended(&mut self, _reply: &Reply) {}
@@ -43,11 +44,13 @@ struct State<E> {
     encoder: E,
     opened: bool,
     over: bool,
+    /// When the last event was sent.
+    event: Instant,
 }
 
 /// The answer to a request, event by event. When the client goes away, the reply is dropped, which cancels it.
 pub(crate) fn stream(reply: Reply, encoder: impl Encoder) -> Response<Body> {
-    let state = State { reply, encoder, opened: false, over: false };
+    let state = State { reply, encoder, opened: false, over: false, event: Instant::now() };
     let events = unfold(state, |mut state| async move {
         let text = state.next().await?;
         Some((Ok::<_, Infallible>(Bytes::from(text)), state))
@@ -76,13 +79,19 @@ impl<E: Encoder> State<E> {
                 return None;
             }
             match tokio::time::timeout(BEAT, self.reply.next()).await {
-                Err(_) => return Some(self.encoder.beat()),
+                Err(_) => text.push_str(&self.encoder.beat()),
                 Ok(None) => return None,
                 Ok(Some(piece)) => self.add(piece, &mut text),
             }
             while let Some(piece) = self.reply.next_now() {
                 self.add(piece, &mut text);
             }
+        }
+        if text.contains("data: ") {
+            self.event = Instant::now();
+        } else if self.event.elapsed() > BEAT {
+            text.push_str(&self.encoder.beat());
+            self.event = Instant::now();
         }
         Some(text)
     }
