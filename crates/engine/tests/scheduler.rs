@@ -326,21 +326,25 @@ fn answers_follow_their_grammar() {
     let schema = serde_json::json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
         "additionalProperties": false});
     let grammars = Grammars::new(&running.tokenizer).unwrap();
-    for thinking in [Thinking::Off, Thinking::On(Effort::High)] {
-        for seed in 0..4 {
-            let wanted = Wanted { calls: &[], one_call: false, json: Some(&schema) };
-            let constraint = grammars.constraint(grammar(&wanted, &running.tokenizer).unwrap()).unwrap();
-            let mut job = running.job_thinking("What is 3 plus 4?", 400, thinking);
-            job.sampling = Sampling { seed, ..Sampling::default() };
-            job.rules = Rules { answer: Some(constraint), ..Rules::default() };
-            let ended = running.ask(job);
-            let done = ended.done.unwrap();
-            if done.finish == Finish::EndOfSentence {
-                let value: serde_json::Value = serde_json::from_str(&ended.answer.content).unwrap();
-                assert!(value["n"].is_number(), "{value}");
-            }
-            assert_eq!(done.reasoning > 0, thinking != Thinking::Off);
+    // Eight at once, so that answers with and without reasoning share passes.
+    let ask = |i: u64| {
+        let thinking = if i.is_multiple_of(2) { Thinking::Off } else { Thinking::On(Effort::High) };
+        let wanted = Wanted { calls: &[], one_call: false, json: Some(&schema) };
+        let constraint = grammars.constraint(grammar(&wanted, &running.tokenizer).unwrap()).unwrap();
+        let mut job = running.job_thinking("What is 3 plus 4?", 400, thinking);
+        job.sampling = Sampling { seed: i, ..Sampling::default() };
+        job.rules = Rules { answer: Some(constraint), ..Rules::default() };
+        (thinking, running.scheduler.submit(job).unwrap())
+    };
+    let jobs: Vec<_> = (0..8).map(ask).collect();
+    for (thinking, updates) in jobs {
+        let ended = collect(updates);
+        let done = ended.done.unwrap();
+        if done.finish == Finish::EndOfSentence {
+            let value: serde_json::Value = serde_json::from_str(&ended.answer.content).unwrap();
+            assert!(value["n"].is_number(), "{value}");
         }
+        assert_eq!(done.reasoning > 0, thinking != Thinking::Off);
     }
     running.end();
 }

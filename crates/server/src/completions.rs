@@ -2,9 +2,10 @@
 
 use crate::app::App;
 use crate::ask::{Ask, Choice, Format, Input};
-use crate::chat::{model, penalties, stop, usage, wishes};
+use crate::chat::usage;
 use crate::error::{ApiError, Dialect};
 use crate::http::{Answering, unix_time};
+use crate::parts::{model, penalties, stop, wishes};
 use crate::read::{Bad, Object, Read, boolean, count, string};
 use crate::reply::{Ending, Piece, Reply};
 use crate::stream::{Encoder, comment, data};

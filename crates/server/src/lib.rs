@@ -14,6 +14,7 @@ mod http;
 mod messages;
 mod metrics;
 mod models;
+mod parts;
 mod read;
 mod reply;
 mod responses;

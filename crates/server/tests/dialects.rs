@@ -195,6 +195,12 @@ fn responses() {
         assert_eq!(item["content"][0]["text"], "I should look.");
         assert_eq!(item["summary"].as_array().unwrap().is_empty(), summary.is_null());
     }
+    let counted =
+        server.ok("/v1/responses/input_tokens", json!({"input": "ONE", "tools": [weather(RESPONSES)]}));
+    assert_eq!(
+        (&counted["object"], &counted["input_tokens"]),
+        (&json!("response.input_tokens"), &answer["usage"]["input_tokens"])
+    );
     // Tools of other kinds come back as they were called.
     let tools = json!([{"type": "custom", "name": "patch", "description": "d"}, {"type": "web_search"},
         {"type": "namespace", "name": "space", "tools": [{"type": "function", "name": "weather", "parameters": {"type": "object"}}]}]);

@@ -2,9 +2,9 @@
 
 use crate::app::App;
 use crate::ask::{Ask, Choice, Format, Input, Tool, ToolKind, effort, thinking_by_name};
-use crate::chat::{model, result_parts, shown_json, stop, tool_name, wishes};
 use crate::conversation::Conversation;
 use crate::error::ApiError;
+use crate::parts::{model, result_parts, shown_json, stop, tool_name, wishes};
 use crate::read::{Bad, Object, Read, array, boolean, count, list, one_of, string};
 use ds4_text::{Assistant, Effort, ResultPart, Thinking, ToolCall, ToolResult};
 use serde_json::{Value, json};

@@ -2,9 +2,11 @@
 
 use crate::app::App;
 use crate::ask::{Ask, Choice, Format, Input, Tool, ToolKind, effort, thinking_by_name};
-use crate::chat::{arguments, function_tool, model, result_parts, shown_json, text, tool_name, wishes};
 use crate::conversation::Conversation;
 use crate::error::ApiError;
+use crate::parts::{
+    arguments, choice_word, function_tool, model, result_parts, shown_json, text, tool_name, wishes,
+};
 use crate::read::{Bad, Object, Read, array, boolean, count, list, one_of, string};
 use ds4_text::{Assistant, Effort, ResultPart, Thinking, ToolCall, ToolResult};
 use serde_json::{Value, json};
@@ -121,12 +123,7 @@ fn custom_tool(tool: &Object<'_>) -> Read<Tool> {
 
 fn choice(value: &Value) -> Read<Choice> {
     if let Value::String(word) = value {
-        return match word.as_str() {
-            "auto" => Ok(Choice::Auto),
-            "none" => Ok(Choice::None),
-            "required" => Ok(Choice::Required),
-            _ => Err(Bad::new(format!("must be auto, none, required or a tool, is {word:?}"))),
-        };
+        return choice_word(word);
     }
     let choice = Object::of(value)?;
     let name = |o: Object<'_>| {
