@@ -46,15 +46,21 @@ impl Grammars {
     pub fn constraint(&self, lark: String) -> Result<Constraint, String> {
         let parser = self.factory.create_parser(TopLevelGrammar::from_lark(lark));
         let mut matcher = Matcher::new(parser);
-        match matcher.get_error() {
-            Some(error) => Err(error),
-            // A grammar without any text shows here.
-            None => match matcher.compute_mask() {
-                Ok(_) => Ok(Constraint { matcher }),
-                Err(e) => Err(e.to_string()),
-            },
+        if let Some(error) = matcher.get_error() {
+            return Err(reason(&error));
+        }
+        // A grammar without any text shows here.
+        match matcher.compute_mask() {
+            Ok(allowed) if !allowed.is_zero() => Ok(Constraint { matcher }),
+            Err(e) if !e.to_string().starts_with("NoExtension") => Err(reason(&e.to_string())),
+            _ => Err("no text satisfies it".into()),
         }
     }
+}
+
+/// The part of an error that is for people: behind it comes the parser's state.
+fn reason(error: &str) -> String {
+    error.split("\n<state>").next().unwrap_or(error).trim().to_owned()
 }
 
 /// A grammar, and the place in it that an answer has reached.
@@ -68,7 +74,7 @@ impl Constraint {
     /// # Errors
     /// The grammar has become too large to follow.
     pub fn allowed(&mut self) -> Result<TokenSet, String> {
-        self.matcher.compute_mask_or_eos().map_err(|e| e.to_string())
+        self.matcher.compute_mask_or_eos().map_err(|e| reason(&e.to_string()))
     }
 
     /// Takes the token that came.
@@ -79,7 +85,7 @@ impl Constraint {
         if self.matcher.is_stopped() {
             return Ok(());
         }
-        self.matcher.consume_token(token).map_err(|e| e.to_string())
+        self.matcher.consume_token(token).map_err(|e| reason(&e.to_string()))
     }
 
     /// Whether the text is whole.

@@ -159,6 +159,9 @@ fn what_cannot_be_is_refused() {
     let message =
         constraint(&Wanted { calls: &[], one_call: false, json: Some(&impossible) }, &tokenizer).err();
     assert!(message.unwrap().contains("minimum"));
+    let circle = json!({"$ref": "#"});
+    let message = constraint(&Wanted { calls: &[], one_call: false, json: Some(&circle) }, &tokenizer).err();
+    assert_eq!(message.as_deref(), Some("no text satisfies it"));
     let unknown = json!({"$ref": "#/$defs/nothing"});
     assert!(constraint(&Wanted { calls: &[], one_call: false, json: Some(&unknown) }, &tokenizer).is_err());
 }

@@ -175,7 +175,9 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         let kind = match failure {
             Failure::ShuttingDown => Kind::Unavailable,
-            Failure::Engine(_) | Failure::Grammar(_) | Failure::Stalled => Kind::Inside,
+            // The schema is the client's, and would fail again.
+            Failure::Grammar(_) => Kind::Invalid,
+            Failure::Engine(_) | Failure::Stalled => Kind::Inside,
         };
         ApiError::new(kind, failure.to_string())
     }
