@@ -281,6 +281,9 @@ impl Backend for Gpu {
         self.stages[self.at].best_step(&logits[self.at], out)?;
         Ok(true)
     }
+    fn set_rows(&mut self, rows: &mut Vec<Rows>, n: usize) {
+        rows[self.at].n = n;
+    }
     fn dims(&self, rows: &Vec<Rows>) -> (usize, usize) {
         (rows[self.at].n, rows[self.at].width)
     }

@@ -95,6 +95,10 @@ fn answers_are_those_of_the_cpu() {
             assert!(session.logits() == &alone[i][..], "token {i} of a batch");
             assert_best(&found, &alone[i]);
         }
+        if i >= 4 {
+            // By now the passes are recorded. One of another form between them changes nothing.
+            start(&mut gpu, &answers[i % 2].0[..1 + i % 7]);
+        }
     }
 }
 

@@ -132,6 +132,8 @@ pub trait Backend: Sized + Send {
     fn best(&mut self, _logits: &Self::Rows, _out: &mut Vec<Best>) -> Result<bool, BackendError> {
         Ok(false)
     }
+    /// Says how many rows of a buffer are in use, where a recorded pass has filled them and no step was called.
+    fn set_rows(&mut self, _rows: &mut Self::Rows, _n: usize) {}
     /// Rows in use and width of a buffer.
     fn dims(&self, rows: &Self::Rows) -> (usize, usize);
     /// The experts chosen for each row, for taps.

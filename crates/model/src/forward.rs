@@ -296,6 +296,8 @@ impl<B: Backend> Pass<B> {
                 cx.b.hc_head(mix, &self.last, &mut self.z);
                 cx.b.norm(norm, &self.z, &mut self.z_norm);
                 cx.b.project(&self.z_norm, &mut [(&model.weights.output, &mut self.logits)]);
+            } else {
+                cx.b.set_rows(&mut self.logits, rows.len());
             }
             if i == 0 {
                 cx.b.end()?;

@@ -99,6 +99,10 @@ impl Backend for Idle {
         Ok(())
     }
 
+    fn set_rows(&mut self, rows: &mut Blank, n: usize) {
+        rows.rows = n;
+    }
+
     fn dims(&self, rows: &Blank) -> (usize, usize) {
         (rows.rows, rows.width)
     }

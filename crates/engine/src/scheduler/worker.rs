@@ -18,6 +18,8 @@ const ROOM: usize = 2;
 const STALLED: Duration = Duration::from_secs(60);
 /// A chunk of a prompt is this much smaller while answers are decoded, so that they do not wait long.
 const SHARE: usize = 8;
+/// Time that answers get after a chunk of a prompt, as a part of the time that the chunk took.
+const FOR_ANSWERS: f64 = 0.5;
 /// Tokens of a prompt that another request is computing, for which it is worth to wait.
 const WORTH_WAITING: usize = 128;
 /// Most tokens of a pass that decodes answers.
@@ -91,6 +93,7 @@ impl Worker {
             queue: VecDeque::new(),
             running: Vec::new(),
             turn: 0,
+            answers_first: Instant::now(),
             stop: None,
         };
         while running.turn() {}
@@ -108,6 +111,8 @@ struct Loop<'a, B: Backend> {
     running: Vec<Running>,
     /// Whose prompt is next.
     turn: usize,
+    /// Until when prompts wait for the answers that are decoded.
+    answers_first: Instant,
     stop: Option<Instant>,
 }
 
@@ -282,8 +287,12 @@ impl<B: Backend> Loop<'_, B> {
         let waiting: Vec<usize> =
             self.running.iter().enumerate().filter(|(_, r)| is_prefill(r)).map(|(i, _)| i).collect();
         let Some(&i) = waiting.iter().find(|&&i| i >= self.turn).or(waiting.first()) else { return };
+        let decodes = self.running.iter().any(|r| matches!(r.state, State::Decode(_)) && r.blocked.is_none());
+        let begun = Instant::now();
+        if decodes && begun < self.answers_first {
+            return;
+        }
         self.turn = i + 1;
-        let decodes = self.running.iter().any(|r| matches!(r.state, State::Decode(_)));
         let most = self.engine.max_rows();
         let rows = if decodes { (most / SHARE).max(1) } else { most };
         let r = &mut self.running[i];
@@ -295,6 +304,7 @@ impl<B: Backend> Loop<'_, B> {
             self.fail(i, Failure::Engine(e.to_string()));
             return;
         }
+        self.answers_first = Instant::now() + begun.elapsed().mul_f64(FOR_ANSWERS);
         if r.updates.capacity() > ROOM {
             let done = session.tokens().len() - reused;
             let _ = r.updates.try_send(Update::Prefill { done, total: total - reused });
