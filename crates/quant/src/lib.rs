@@ -8,6 +8,7 @@
 
 pub mod act;
 mod blocks;
+mod encode;
 pub mod fp4;
 pub mod fp8;
 mod iq2;
@@ -17,6 +18,7 @@ mod q8;
 mod row;
 
 pub use blocks::{Block, BlockIq2Xxs, BlockMxfp4, BlockQ2K, BlockQ4K, BlockQ8_0, f16_to_f32};
+pub use encode::{EncodeError, encode_row};
 pub use iq2::{IQ2XXS_GRID, iq2_signs};
 pub use q4k::scale_min;
 pub use q8::quantize_q8_0;

@@ -1,0 +1,202 @@
+//! IQ2_XXS: vectors of eight from a grid of 256, with signs of which the number of minuses is even.
+
+use super::to_f16;
+use crate::blocks::{BlockIq2Xxs, f16_to_f32};
+use crate::iq2::IQ2XXS_GRID;
+
+/// What a vector and a code have in common: for a unit `u` the error is that of zeros plus `u² squares - 2 u products`.
+struct Vector {
+    products: [f32; 256],
+    squares: [f32; 256],
+    /// Magnitudes times weights.
+    xw: [f32; 8],
+    /// Signs of the values; if their number is odd, one of them has to be wrong.
+    signs: u8,
+}
+
+/// Grid levels, element by element: `LEVELS[k][c]` is element `k` of code `c`.
+static LEVELS: [[f32; 256]; 8] = {
+    let mut levels = [[0.0; 256]; 8];
+    let mut c = 0;
+    while c < 256 {
+        let mut k = 0;
+        while k < 8 {
+            levels[k][c] = IQ2XXS_GRID[c][k] as f32;
+            k += 1;
+        }
+        c += 1;
+    }
+    levels
+};
+
+impl Vector {
+    fn new(x: &[f32], w: &[f32]) -> Self {
+        let mut vector = Vector { products: [0.0; 256], squares: [0.0; 256], xw: [0.0; 8], signs: 0 };
+        for k in 0..8 {
+            vector.xw[k] = x[k].abs() * w[k];
+            vector.signs |= u8::from(x[k] < 0.0) << k;
+            let (xw, w) = (vector.xw[k], w[k]);
+            let levels = vector.products.iter_mut().zip(&mut vector.squares).zip(&LEVELS[k]);
+            for ((products, squares), &level) in levels {
+                *products += xw * level;
+                *squares += w * level * level;
+            }
+        }
+        if vector.signs.count_ones() % 2 == 1 {
+            // The sign that costs least is turned round.
+            let mut cheapest = [f32::INFINITY; 256];
+            for (xw, levels) in vector.xw.iter().zip(&LEVELS) {
+                cheapest.iter_mut().zip(levels).for_each(|(c, &level)| *c = c.min(xw * level));
+            }
+            vector.products.iter_mut().zip(&cheapest).for_each(|(p, c)| *p -= 2.0 * c);
+        }
+        vector
+    }
+
+    /// The best code for a unit, and its error beyond that of zeros.
+    fn best(&self, unit: f32) -> (usize, f32) {
+        let (mut best, mut least) = (0, f32::INFINITY);
+        let square = unit * unit;
+        for (c, (&products, &squares)) in self.products.iter().zip(&self.squares).enumerate() {
+            let error = square * squares - 2.0 * unit * products;
+            if error < least {
+                (best, least) = (c, error);
+            }
+        }
+        (best, least)
+    }
+
+    /// The seven signs that are stored for a code: the eighth makes their number even.
+    fn signs(&self, code: usize) -> u32 {
+        let mut signs = self.signs;
+        if signs.count_ones() % 2 == 1 {
+            let cost = |k: &usize| self.xw[*k] * LEVELS[*k][code];
+            let turned = (0..8).min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(0);
+            signs ^= 1 << turned;
+        }
+        u32::from(signs & 127)
+    }
+}
+
+/// The four vectors of a group that shares a unit.
+struct Group([Vector; 4]);
+
+impl Group {
+    fn new(x: &[f32], w: &[f32]) -> Self {
+        Group(std::array::from_fn(|v| Vector::new(&x[8 * v..8 * v + 8], &w[8 * v..8 * v + 8])))
+    }
+
+    fn error(&self, unit: f32) -> f32 {
+        self.0.iter().map(|v| v.best(unit).1).sum()
+    }
+
+    /// Products and squares of the best codes for a unit.
+    fn sums(&self, unit: f32) -> (f32, f32) {
+        self.0
+            .iter()
+            .map(|v| (v, v.best(unit).0))
+            .fold((0.0, 0.0), |(p, s), (v, c)| (p + v.products[c], s + v.squares[c]))
+    }
+
+    /// The unit that suits the group best, if it may be any.
+    fn unit(&self, largest: f32) -> f32 {
+        // With the largest level on the largest value, and with less of it.
+        const STEPS: usize = 8;
+        let (mut best, mut least) = (0.0, 0.0);
+        for step in 0..STEPS {
+            let mut unit = largest / 43.0 * (1.1 - 0.09 * step as f32);
+            for _ in 0..2 {
+                let (products, squares) = self.sums(unit);
+                if products <= 0.0 || squares <= 0.0 {
+                    break;
+                }
+                unit = products / squares;
+                let error = self.error(unit);
+                if error < least {
+                    (best, least) = (unit, error);
+                }
+            }
+        }
+        best
+    }
+}
+
+/// Rounds of fitting the block's scale and the groups' to each other.
+const ROUNDS: usize = 3;
+
+pub(super) fn iq2_xxs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2Xxs {
+    let groups: [Group; 8] =
+        std::array::from_fn(|g| Group::new(&x[32 * g..32 * g + 32], &w[32 * g..32 * g + 32]));
+    let mut units = [0f32; 8];
+    for (g, unit) in units.iter_mut().enumerate() {
+        let largest = x[32 * g..32 * g + 32].iter().fold(0f32, |m, v| m.max(v.abs()));
+        *unit = groups[g].unit(largest);
+    }
+    let largest = units.iter().copied().fold(0.0, f32::max);
+    let mut best = (0.0, 0.0, [0u32; 8]);
+    // A group's unit is an odd multiple of an eighth of d, up to 31. The largest need not be on top of the scale.
+    for top in [31.0f32, 29.0, 27.0, 24.0] {
+        let mut d = f16_to_f32(to_f16(8.0 * largest / top));
+        for _ in 0..ROUNDS {
+            if d <= 0.0 {
+                break;
+            }
+            let mut scales = [0; 8];
+            let (mut error, mut products, mut squares) = (0.0, 0.0, 0.0);
+            for ((group, &unit), scale) in groups.iter().zip(&units).zip(&mut scales) {
+                let (s, least) = nearest_scale(group, unit, d);
+                *scale = s;
+                error += least;
+                let odd = (2 * s + 1) as f32 / 8.0;
+                let (p, q) = group.sums(d * odd);
+                products += p * odd;
+                squares += q * odd * odd;
+            }
+            if error < best.0 {
+                best = (error, d, scales);
+            }
+            if squares <= 0.0 {
+                break;
+            }
+            let next = f16_to_f32(to_f16(products / squares));
+            if next == d {
+                break;
+            }
+            d = next;
+        }
+    }
+    write(&groups, best.1, &best.2)
+}
+
+/// The scale near a unit with the least error.
+fn nearest_scale(group: &Group, unit: f32, d: f32) -> (u32, f32) {
+    let exact = ((8.0 * unit / d - 1.0) / 2.0).round().clamp(0.0, 15.0) as u32;
+    let near = [exact, exact.saturating_sub(1), (exact + 1).min(15)];
+    let (mut best, mut least) = (0, f32::INFINITY);
+    for s in near {
+        let error = group.error(d * (2 * s + 1) as f32 / 8.0);
+        if error < least {
+            (best, least) = (s, error);
+        }
+    }
+    (best, least)
+}
+
+fn write(groups: &[Group; 8], d: f32, scales: &[u32; 8]) -> BlockIq2Xxs {
+    let mut block = BlockIq2Xxs { d: to_f16(d), groups: [[0; 8]; 8] };
+    if d <= 0.0 {
+        return block;
+    }
+    for ((group, &scale), bytes) in groups.iter().zip(scales).zip(&mut block.groups) {
+        let unit = d * (2 * scale + 1) as f32 / 8.0;
+        let (mut codes, mut aux) = (0, scale << 28);
+        for (v, vector) in group.0.iter().enumerate() {
+            let (code, _) = vector.best(unit);
+            codes |= (code as u32) << (8 * v);
+            aux |= vector.signs(code) << (7 * v);
+        }
+        bytes[..4].copy_from_slice(&codes.to_le_bytes());
+        bytes[4..].copy_from_slice(&aux.to_le_bytes());
+    }
+    block
+}
