@@ -415,7 +415,13 @@ pub(crate) struct QuantizeArgs {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(crate) enum RecipeArg {
-    /// Q8_0 for large matrices, F16 for the embedding and control matrices
+    /// Experts' gate and up IQ2_XXS, down Q2_K; other large matrices Q8_0, the embedding and control matrices F16
+    Q2,
+    /// The same, but Q4_K for the experts of the last seventh of the layers
+    Q2Q4,
+    /// Experts Q4_K
+    Q4,
+    /// Experts Q8_0
     Q8,
 }
 

@@ -3,25 +3,50 @@
 use crate::names::{Class, Item, items};
 use crate::{Checkpoint, Error};
 use ds4_gguf::{TensorType, Value, Writer};
-use ds4_quant::quantize_q8_0;
+use ds4_quant::encode_row;
+use rayon::prelude::*;
 use std::cmp::Ordering::{Equal, Less};
 use std::io::Write;
 use std::path::Path;
 
-/// Which types the tensors get.
+/// Which types the tensors get: experts as the recipe says, other large matrices Q8_0, the embedding and control matrices
+/// F16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
-    /// Q8_0 for large matrices, experts included; F16 for the embedding and control matrices.
+    /// Experts' gate and up IQ2_XXS, down Q2_K: the published file.
+    Q2,
+    /// The same, but for the last seventh of the layers, whose experts are Q4_K.
+    Q2Q4,
+    /// Experts Q4_K.
+    Q4,
+    /// Experts Q8_0.
     Q8,
 }
 
+/// The part of the layers that the mixed recipe encodes better: 37 to 42 of 43.
+const BETTER_LAYERS: usize = 7;
+
 impl Recipe {
-    fn ty(self, class: Class) -> TensorType {
-        match class {
+    fn ty(self, item: &Item, layers: usize) -> TensorType {
+        match item.class {
             Class::Vector => TensorType::F32,
             Class::Offsets | Class::Control | Class::Embedding => TensorType::F16,
-            Class::Dense | Class::Experts => TensorType::Q8_0,
+            Class::Dense => TensorType::Q8_0,
+            Class::Experts => self.experts(&item.to, layers),
             Class::Table => TensorType::I32,
+        }
+    }
+
+    fn experts(self, name: &str, layers: usize) -> TensorType {
+        let layer = name.strip_prefix("blk.").and_then(|n| n.split('.').next()?.parse::<usize>().ok());
+        // The draft block has no number and comes last.
+        let is_last = layer.is_none_or(|layer| layer >= layers - layers / BETTER_LAYERS);
+        match self {
+            Recipe::Q8 => TensorType::Q8_0,
+            Recipe::Q4 => TensorType::Q4K,
+            Recipe::Q2Q4 if is_last => TensorType::Q4K,
+            Recipe::Q2 | Recipe::Q2Q4 if name.contains("ffn_down") => TensorType::Q2K,
+            Recipe::Q2 | Recipe::Q2Q4 => TensorType::Iq2Xxs,
         }
     }
 }
@@ -49,7 +74,8 @@ pub fn convert(
         writer.set(key, value);
     }
     for item in &items {
-        writer.tensor(&item.to, &dims(item, config.n_routed_experts), recipe.ty(item.class))?;
+        let ty = recipe.ty(item, config.num_hidden_layers as usize);
+        writer.tensor(&item.to, &dims(item, config.n_routed_experts), ty)?;
     }
     // The writer's callback has the container's error; ours is kept beside it.
     let mut failure = None;
@@ -78,6 +104,7 @@ fn dims(item: &Item, experts: u32) -> Vec<u64> {
 /// Writes one tensor.
 fn put(checkpoint: &Checkpoint, item: &Item, recipe: Recipe, sink: &mut dyn Write) -> Result<(), Error> {
     let experts = checkpoint.config().n_routed_experts;
+    let ty = recipe.ty(item, checkpoint.config().num_hidden_layers as usize);
     match item.class {
         Class::Table => {
             let table = checkpoint.table(&item.from, &item.shape, experts)?;
@@ -86,13 +113,16 @@ fn put(checkpoint: &Checkpoint, item: &Item, recipe: Recipe, sink: &mut dyn Writ
         }
         Class::Experts => (0..experts).try_for_each(|e| {
             let from = item.from.replace("{}", &e.to_string());
-            rows(checkpoint, &from, &item.shape, recipe.ty(item.class), sink)
+            rows(checkpoint, &from, &item.shape, ty, sink)
         }),
-        _ => rows(checkpoint, &item.from, &item.shape, recipe.ty(item.class), sink),
+        _ => rows(checkpoint, &item.from, &item.shape, ty, sink),
     }
 }
 
-/// Decodes and encodes row by row.
+/// Rows that are encoded at the same time.
+const ROWS: usize = 128;
+
+/// Decodes and encodes rows, some at a time on all cores, so that memory does not grow with the matrix.
 fn rows(
     checkpoint: &Checkpoint,
     from: &str,
@@ -101,20 +131,23 @@ fn rows(
     sink: &mut dyn Write,
 ) -> Result<(), Error> {
     let matrix = checkpoint.matrix(from, shape)?;
-    let mut values = vec![0.0; matrix.width];
-    let mut bytes = Vec::new();
-    for r in 0..matrix.rows {
+    let encode = |r: usize| {
+        let (mut values, mut bytes) = (vec![0.0; matrix.width], Vec::new());
         matrix.row(r, &mut values);
         representable(from, r, &values, ty)?;
-        bytes.clear();
-        match ty {
-            TensorType::Q8_0 => quantize_q8_0(&values, &mut bytes),
-            TensorType::F16 => {
-                bytes.extend(values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()));
-            }
-            _ => bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        encode_row(ty, &values, None, &mut bytes).map_err(|e| Error::Tensor {
+            name: from.into(),
+            found: format!("{e}"),
+            expected: "a matrix that the recipe can encode".into(),
+        })?;
+        Ok(bytes)
+    };
+    for first in (0..matrix.rows).step_by(ROWS) {
+        let last = (first + ROWS).min(matrix.rows);
+        let encoded: Result<Vec<_>, Error> = (first..last).into_par_iter().map(encode).collect();
+        for bytes in encoded? {
+            write(sink, &bytes)?;
         }
-        write(sink, &bytes)?;
     }
     Ok(())
 }
@@ -126,6 +159,8 @@ fn representable(from: &str, row: usize, values: &[f32], ty: TensorType) -> Resu
         TensorType::F16 => f16,
         // The scale is an F16, the largest value 127 of it.
         TensorType::Q8_0 => 127.0 * f16,
+        // Of these the scale's scale, with room for what fitting makes of it.
+        TensorType::Q2K | TensorType::Q4K | TensorType::Iq2Xxs => f16,
         _ => f32::MAX,
     };
     // NaN is not within the limit either.

@@ -266,6 +266,48 @@ fn near(got: &[f32], want: &[f32]) {
     }
 }
 
+/// The embedded model by each recipe: the types are as named, experts are near the checkpoint's, the model loads, and the
+/// number of threads changes nothing.
+#[test]
+fn recipes() {
+    let folder = tempfile::tempdir().unwrap();
+    let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/ds4-nano");
+    let checkpoint = Checkpoint::open(Path::new(nano)).unwrap();
+    let (gate, down) = ("ffn_gate_exps.weight", "ffn_down_exps.weight");
+    let made = |recipe: Recipe| {
+        let out = folder.path().join(format!("{recipe:?}.gguf"));
+        convert(&checkpoint, &out, "nano", recipe, &mut |_, _, _| {}).unwrap();
+        Gguf::open(&out).unwrap()
+    };
+    let exact = values(&made(Recipe::Q8), &format!("blk.1.{gate}"));
+    let types = |file: &Gguf, layer: &str| {
+        [gate, down].map(|name| file.tensor(&format!("{layer}{name}")).unwrap().ty())
+    };
+    let q2 = [TensorType::Iq2Xxs, TensorType::Q2K];
+    let q4 = [TensorType::Q4K; 2];
+    for (recipe, first, last, draft, most) in
+        [(Recipe::Q2, q2, q2, q2, 0.40), (Recipe::Q2Q4, q2, q2, q4, 0.40), (Recipe::Q4, q4, q4, q4, 0.09)]
+    {
+        let file = made(recipe);
+        assert_eq!(
+            (types(&file, "blk.0."), types(&file, "blk.5."), types(&file, "mtp.0.")),
+            (first, last, draft)
+        );
+        assert_eq!(file.tensor("output.weight").unwrap().ty(), TensorType::Q8_0);
+        let got = values(&file, &format!("blk.1.{gate}"));
+        let square =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        let share = (square(&got, &exact) / square(&exact, &vec![0.0; exact.len()])).sqrt();
+        assert!(share < most, "{recipe:?}: {share}");
+        let shape = Shape::from_gguf(&file).unwrap();
+        Model::load(&mut Cpu::new(&shape, Options::default()).unwrap(), &file, None).unwrap();
+    }
+    let before = std::fs::read(folder.path().join("Q2.gguf")).unwrap();
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    drop(one.install(|| made(Recipe::Q2)));
+    assert!(before == std::fs::read(folder.path().join("Q2.gguf")).unwrap());
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -300,6 +342,11 @@ fn what_is_wrong_is_named() {
         t.get_mut("embed.weight").unwrap().2[..2].copy_from_slice(&large);
     });
     assert!(large.starts_with("tensor embed.weight: found 99840 in row 0, expected"), "{large}");
+    write(folder.path(), &tensors());
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let out = folder.path().join("x.gguf");
+    let narrow = convert(&checkpoint, &out, "x", Recipe::Q2, &mut |_, _, _| {}).unwrap_err().to_string();
+    assert!(narrow.contains("ffn_gate_exps") && narrow.contains("IQ2_XXS"), "{narrow}");
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
     assert!(
         Checkpoint::open(folder.path()).err().unwrap().to_string().contains("missing field `vocab_size`")

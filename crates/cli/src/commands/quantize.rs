@@ -17,6 +17,9 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<ExitCode> {
             .map_or("model".into(), |n| n.to_string_lossy().into_owned()),
     };
     let recipe = match args.recipe {
+        RecipeArg::Q2 => Recipe::Q2,
+        RecipeArg::Q2Q4 => Recipe::Q2Q4,
+        RecipeArg::Q4 => Recipe::Q4,
         RecipeArg::Q8 => Recipe::Q8,
     };
     let bar = ui::items("tensors");

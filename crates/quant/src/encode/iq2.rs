@@ -4,6 +4,9 @@ use super::to_f16;
 use crate::blocks::{BlockIq2Xxs, f16_to_f32};
 use crate::iq2::IQ2XXS_GRID;
 
+/// Codes that are looked at side by side.
+const LANES: usize = 16;
+
 /// What a vector and a code have in common: for a unit `u` the error is that of zeros plus `u² squares - 2 u products`.
 struct Vector {
     products: [f32; 256],
@@ -53,17 +56,27 @@ impl Vector {
         vector
     }
 
-    /// The best code for a unit, and its error beyond that of zeros.
-    fn best(&self, unit: f32) -> (usize, f32) {
-        let (mut best, mut least) = (0, f32::INFINITY);
-        let square = unit * unit;
-        for (c, (&products, &squares)) in self.products.iter().zip(&self.squares).enumerate() {
-            let error = square * squares - 2.0 * unit * products;
-            if error < least {
-                (best, least) = (c, error);
+    /// The least error for a unit beyond that of zeros.
+    fn least(&self, unit: f32) -> f32 {
+        let (square, twice) = (unit * unit, 2.0 * unit);
+        // Lanes without an order between them, so that they are computed side by side.
+        let mut least = [f32::INFINITY; LANES];
+        let (products, _) = self.products.as_chunks::<LANES>();
+        let (squares, _) = self.squares.as_chunks::<LANES>();
+        for (products, squares) in products.iter().zip(squares) {
+            for i in 0..LANES {
+                let error = square * squares[i] - twice * products[i];
+                least[i] = if error < least[i] { error } else { least[i] };
             }
         }
-        (best, least)
+        least.into_iter().fold(f32::INFINITY, f32::min)
+    }
+
+    /// The best code for a unit: the first with the least error.
+    fn best(&self, unit: f32) -> usize {
+        let (square, twice, least) = (unit * unit, 2.0 * unit, self.least(unit));
+        let errors = self.products.iter().zip(&self.squares).map(|(p, s)| square * s - twice * p);
+        errors.into_iter().position(|error| error == least).unwrap_or(0)
     }
 
     /// The seven signs that are stored for a code: the eighth makes their number even.
@@ -87,37 +100,34 @@ impl Group {
     }
 
     fn error(&self, unit: f32) -> f32 {
-        self.0.iter().map(|v| v.best(unit).1).sum()
+        self.0.iter().map(|v| v.least(unit)).sum()
     }
 
     /// Products and squares of the best codes for a unit.
     fn sums(&self, unit: f32) -> (f32, f32) {
         self.0
             .iter()
-            .map(|v| (v, v.best(unit).0))
+            .map(|v| (v, v.best(unit)))
             .fold((0.0, 0.0), |(p, s), (v, c)| (p + v.products[c], s + v.squares[c]))
     }
 
     /// The unit that suits the group best, if it may be any.
     fn unit(&self, largest: f32) -> f32 {
         // With the largest level on the largest value, and with less of it.
-        const STEPS: usize = 8;
+        const STEPS: usize = 9;
         let (mut best, mut least) = (0.0, 0.0);
         for step in 0..STEPS {
-            let mut unit = largest / 43.0 * (1.1 - 0.09 * step as f32);
-            for _ in 0..2 {
-                let (products, squares) = self.sums(unit);
-                if products <= 0.0 || squares <= 0.0 {
-                    break;
-                }
-                unit = products / squares;
-                let error = self.error(unit);
-                if error < least {
-                    (best, least) = (unit, error);
-                }
+            let unit = largest / 43.0 * (1.1 - 0.08 * step as f32);
+            let error = self.error(unit);
+            if error < least {
+                (best, least) = (unit, error);
             }
         }
-        best
+        // The codes of the best of them suit a unit close to it even better.
+        match self.sums(best) {
+            (products, squares) if products > 0.0 && squares > 0.0 => products / squares,
+            _ => best,
+        }
     }
 }
 
@@ -191,7 +201,7 @@ fn write(groups: &[Group; 8], d: f32, scales: &[u32; 8]) -> BlockIq2Xxs {
         let unit = d * (2 * scale + 1) as f32 / 8.0;
         let (mut codes, mut aux) = (0, scale << 28);
         for (v, vector) in group.0.iter().enumerate() {
-            let (code, _) = vector.best(unit);
+            let code = vector.best(unit);
             codes |= (code as u32) << (8 * v);
             aux |= vector.signs(code) << (7 * v);
         }
