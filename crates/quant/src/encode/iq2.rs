@@ -132,7 +132,7 @@ impl Group {
 }
 
 /// Rounds of fitting the block's scale and the groups' to each other.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 
 pub(super) fn iq2_xxs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2Xxs {
     let groups: [Group; 8] =
@@ -145,7 +145,7 @@ pub(super) fn iq2_xxs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2Xxs {
     let largest = units.iter().copied().fold(0.0, f32::max);
     let mut best = (0.0, 0.0, [0u32; 8]);
     // A group's unit is an odd multiple of an eighth of d, up to 31. The largest need not be on top of the scale.
-    for top in [31.0f32, 29.0, 27.0, 24.0] {
+    for top in [31.0f32, 27.0] {
         let mut d = f16_to_f32(to_f16(8.0 * largest / top));
         for _ in 0..ROUNDS {
             if d <= 0.0 {
