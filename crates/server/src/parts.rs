@@ -1,7 +1,7 @@
 //! What requests of several dialects have in common.
 
 use crate::app::App;
-use crate::ask::{Choice, Tool, ToolKind, Wishes};
+use crate::ask::{Choice, Format, Tool, ToolKind, Wishes};
 use crate::read::{Bad, Object, Read, boolean, count, list, string, within};
 use ds4_text::{Json, ResultPart};
 use serde_json::{Map, Value};
@@ -142,4 +142,23 @@ pub(crate) fn choice_word(word: &str) -> Read<Choice> {
         "required" => Ok(Choice::Required),
         _ => Err(Bad::new(format!("must be auto, none, required or a tool, is {word:?}"))),
     }
+}
+
+/// What an answer must look like, in OpenAI's dialects, which have the schema in different places.
+pub(crate) fn json_format<'a>(
+    value: &'a Value,
+    with_schema: impl FnOnce(Object<'a>) -> Read<Format>,
+) -> Read<Format> {
+    let format = Object::of(value)?;
+    match format.kind()? {
+        "text" => Ok(Format::Text),
+        "json_object" => Ok(Format::JsonObject),
+        "json_schema" => with_schema(format),
+        kind => Err(Bad::at("type", format!("must be text, json_object or json_schema, is {kind:?}"))),
+    }
+}
+
+/// A format that is a schema.
+pub(crate) fn schema(value: &Value) -> Read<Format> {
+    Object::of(value).map(|_| Format::Schema(value.clone()))
 }

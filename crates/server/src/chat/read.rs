@@ -5,7 +5,8 @@ use crate::ask::{Ask, Choice, Format, Input, Tool, effort, thinking_by_name};
 use crate::conversation::Conversation;
 use crate::error::ApiError;
 use crate::parts::{
-    arguments, choice_word, function_tool, model, penalties, result_parts, stop, text, wishes,
+    arguments, choice_word, function_tool, json_format, model, penalties, result_parts, schema, stop, text,
+    wishes,
 };
 use crate::read::{Bad, Object, Read, array, boolean, count, list, one_of, string};
 use ds4_text::{Assistant, Effort, Thinking, ToolCall, ToolResult};
@@ -186,13 +187,5 @@ fn choice(value: &Value) -> Read<Choice> {
 }
 
 fn format(value: &Value) -> Read<Format> {
-    let format = Object::of(value)?;
-    match format.kind()? {
-        "text" => Ok(Format::Text),
-        "json_object" => Ok(Format::JsonObject),
-        "json_schema" => format.req("json_schema", |v| {
-            Object::of(v)?.req("schema", |schema| Object::of(schema).map(|_| Format::Schema(schema.clone())))
-        }),
-        kind => Err(Bad::at("type", format!("must be text, json_object or json_schema, is {kind:?}"))),
-    }
+    json_format(value, |format| format.req("json_schema", |v| Object::of(v)?.req("schema", schema)))
 }

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::ask::{Ask, Choice, Format, Input, Tool, ToolKind, effort, thinking_by_name};
 use crate::conversation::Conversation;
 use crate::error::ApiError;
-use crate::parts::{model, result_parts, shown_json, stop, tool_name, wishes};
+use crate::parts::{model, result_parts, schema, shown_json, stop, tool_name, wishes};
 use crate::read::{Bad, Object, Read, array, boolean, count, list, one_of, string};
 use ds4_text::{Assistant, Effort, ResultPart, Thinking, ToolCall, ToolResult};
 use serde_json::{Value, json};
@@ -114,7 +114,7 @@ fn format(value: &Value) -> Read<Format> {
     let format = Object::of(value)?;
     match format.kind()? {
         "text" => Ok(Format::Text),
-        "json_schema" => format.req("schema", |v| Object::of(v).map(|_| Format::Schema(v.clone()))),
+        "json_schema" => format.req("schema", schema),
         kind => Err(Bad::at("type", format!("must be json_schema, is {kind:?}"))),
     }
 }

@@ -5,7 +5,8 @@ use crate::ask::{Ask, Choice, Format, Input, Tool, ToolKind, effort, thinking_by
 use crate::conversation::Conversation;
 use crate::error::ApiError;
 use crate::parts::{
-    arguments, choice_word, function_tool, model, result_parts, shown_json, text, tool_name, wishes,
+    arguments, choice_word, function_tool, json_format, model, result_parts, schema, shown_json, text,
+    tool_name, wishes,
 };
 use crate::read::{Bad, Object, Read, array, boolean, count, list, one_of, string};
 use ds4_text::{Assistant, Effort, ResultPart, Thinking, ToolCall, ToolResult};
@@ -144,13 +145,7 @@ fn choice(value: &Value) -> Read<Choice> {
 }
 
 fn format(value: &Value) -> Read<Format> {
-    let format = Object::of(value)?;
-    match format.kind()? {
-        "text" => Ok(Format::Text),
-        "json_object" => Ok(Format::JsonObject),
-        "json_schema" => format.req("schema", |v| Object::of(v).map(|_| Format::Schema(v.clone()))),
-        kind => Err(Bad::at("type", format!("must be text, json_object or json_schema, is {kind:?}"))),
-    }
+    json_format(value, |format| format.req("schema", schema))
 }
 
 struct Reader<'a> {
