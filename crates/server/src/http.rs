@@ -358,7 +358,7 @@ async fn answer(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Result<
                 stream(a.reply, encoder)
             }
             Endpoint::Responses => {
-                let encoder = responses::Events::new(&a, &body);
+                let encoder = responses::Events::new(&a, body);
                 stream(a.reply, encoder)
             }
             Endpoint::Messages => {
@@ -370,7 +370,7 @@ async fn answer(app: &Arc<App>, endpoint: Endpoint, request: Request) -> Result<
     let whole = match endpoint {
         Endpoint::Chat => chat::whole(a).await,
         Endpoint::Completions => completions::whole(a, &body).await,
-        Endpoint::Responses => responses::whole(a, &body).await,
+        Endpoint::Responses => responses::whole(a, body).await,
         Endpoint::Messages => messages::whole(a).await,
     };
     Ok(json_response(&whole?))

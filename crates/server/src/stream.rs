@@ -20,8 +20,6 @@ pub(crate) trait Encoder: Send + 'static {
     fn piece(&mut self, piece: Piece, reply: &Reply) -> String;
     /// An event that says nothing.
     fn beat(&mut self) -> String;
-    /// Takes note of the whole answer.
-    fn ended(&mut self, _reply: &Reply) {}
 }
 
 /// An event without a name.
@@ -99,9 +97,6 @@ impl<E: Encoder> State<E> {
     fn add(&mut self, piece: Piece, text: &mut String) {
         let is_last = matches!(piece, Piece::Done(_) | Piece::Failed(_));
         text.push_str(&self.encoder.piece(piece, &self.reply));
-        if is_last {
-            self.over = true;
-            self.encoder.ended(&self.reply);
-        }
+        self.over |= is_last;
     }
 }

@@ -313,6 +313,44 @@ fn too_many() {
     server.end();
 }
 
+/// Who waits in the queue is told so by events, which reset the timers of clients.
+#[test]
+fn silence_is_broken_by_events() {
+    let server = Server::with(options(), Limits { parallel: 1, queue: 4, context: 20_000 });
+    let busy = stuck(&server);
+    let begun = Instant::now();
+    while server.scheduler.running() < 1 && begun.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let ask = |path: &str| {
+        let body =
+            json!({"messages": [{"role": "user", "content": "UTF8"}], "input": "UTF8", "stream": true})
+                .to_string();
+        let mut stream = server.connect();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        stream
+    };
+    let waiting = [ask("/v1/responses"), ask("/v1/chat/completions")];
+    std::thread::sleep(Duration::from_millis(6000));
+    drop(busy);
+    let events = waiting.map(|mut stream| {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        Answer::parse(&all).events()
+    });
+    let repeated = events[0].iter().filter(|(_, e)| e["type"] == "response.in_progress").count();
+    let empty = events[1].iter().filter(|(_, e)| e["choices"][0]["delta"] == json!({}));
+    // One of each belongs to every answer.
+    assert!(repeated >= 2 && empty.count() >= 2);
+    assert_eq!(events[0].last().unwrap().1["type"], "response.completed");
+    server.end();
+}
+
 #[test]
 fn ending_lets_answers_finish() {
     let server = Server::start();

@@ -31,7 +31,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(a: &Answering, request: &Value) -> Self {
+    pub(crate) fn new(a: &Answering, request: Value) -> Self {
         Events {
             app: Arc::clone(&a.app),
             form: Form::new(a, request),

@@ -22,7 +22,7 @@ pub(crate) struct Form {
     pub(crate) id: String,
     model: String,
     created: u64,
-    /// What the request said.
+    /// What the request said, but for its input, which may be long.
     request: Value,
     /// Summaries of the reasoning are wanted.
     summary: bool,
@@ -30,13 +30,16 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    pub(crate) fn new(a: &Answering, request: &Value) -> Self {
+    pub(crate) fn new(a: &Answering, mut request: Value) -> Self {
+        if let Some(members) = request.as_object_mut() {
+            members.remove("input");
+        }
         Form {
             id: a.id.clone(),
             model: a.model.clone(),
             created: unix_time(),
-            request: request.clone(),
             summary: request["reasoning"]["summary"].is_string(),
+            request,
             kinds: a.kinds.clone(),
         }
     }
@@ -172,7 +175,7 @@ fn items(form: &Form, reply: &Reply, end: &Ending, logprobs: Value) -> Vec<Value
 }
 
 /// The answer as one object.
-pub(crate) async fn whole(mut a: Answering, request: &Value) -> Result<Value, ApiError> {
+pub(crate) async fn whole(mut a: Answering, request: Value) -> Result<Value, ApiError> {
     let form = Form::new(&a, request);
     let (summary, tokens) = a.reply.whole().await?;
     let logprobs = if a.wants_logprobs { logprobs(&a.app, &tokens) } else { json!([]) };
