@@ -1,5 +1,9 @@
 //! The command line.
 
+mod weights;
+
+pub(crate) use weights::{CompareArgs, ImatrixArgs, PerplexityArgs, QuantizeArgs, TextArgs};
+
 use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand};
 use ds4_testkit::Synthetic;
@@ -35,6 +39,12 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Make a model file from a checkpoint
     Quantize(QuantizeArgs),
+    /// Find out which columns of the weights matter, for quantize
+    Imatrix(ImatrixArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// Measure how far a model's predictions are from another's
+    Compare(CompareArgs),
     /// Look after the state that is kept on disk
     Cache(CacheArgs),
     /// Encode lines of JSON {"text": ..., "plain": bool} to token ids
@@ -58,6 +68,13 @@ pub(crate) struct ModelArgs {
     /// Draft block file (GGUF), where the model file has none
     #[arg(long, value_name = "FILE")]
     pub(crate) mtp: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+/// What computes.
+#[derive(Args, Clone)]
+pub(crate) struct ComputeArgs {
     /// Threads of the CPU [default: one per core]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub(crate) threads: usize,
@@ -400,32 +417,6 @@ pub(crate) struct EvalArgs {
 }
 
 #[derive(Args)]
-pub(crate) struct QuantizeArgs {
-    /// Folder of the checkpoint: safetensors, config.json, tokenizer.json
-    pub(crate) checkpoint: PathBuf,
-    /// Model file to write (GGUF)
-    pub(crate) out: PathBuf,
-    /// Types of the tensors
-    #[arg(long, value_enum, default_value_t = RecipeArg::Q8)]
-    pub(crate) recipe: RecipeArg,
-    /// Name in the file's metadata [default: the folder's]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) name: Option<String>,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub(crate) enum RecipeArg {
-    /// Experts' gate and up IQ2_XXS, down Q2_K; other large matrices Q8_0, the embedding and control matrices F16
-    Q2,
-    /// The same, but Q4_K for the experts of the last seventh of the layers
-    Q2Q4,
-    /// Experts Q4_K
-    Q4,
-    /// Experts Q8_0
-    Q8,
-}
-
-#[derive(Args)]
 pub(crate) struct TokenizeArgs {
     /// Vocabulary: a GGUF file or a tokenizer.json
     #[arg(long, value_name = "FILE")]
@@ -528,10 +519,11 @@ mod tests {
 
     #[test]
     fn devices() {
-        let model = parse(&["--backend", "cuda", "--device", "0,2", "--device", "5"]).unwrap().chat.model;
-        assert_eq!((model.backend, model.device), (BackendArg::Cuda, vec![0, 2, 5]));
-        let model = parse(&[]).unwrap().chat.model;
-        assert_eq!((model.backend, model.device), (BackendArg::Auto, vec![]));
+        let compute =
+            parse(&["--backend", "cuda", "--device", "0,2", "--device", "5"]).unwrap().chat.model.compute;
+        assert_eq!((compute.backend, compute.device), (BackendArg::Cuda, vec![0, 2, 5]));
+        let compute = parse(&[]).unwrap().chat.model.compute;
+        assert_eq!((compute.backend, compute.device), (BackendArg::Auto, vec![]));
         assert!(parse(&["--backend", "rocm"]).is_err_and(|e| e.contains("vulkan")));
     }
 

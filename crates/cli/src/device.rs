@@ -1,6 +1,6 @@
 //! Which device computes: what there is, what fits where, and the choice.
 
-use crate::args::{BackendArg, ModelArgs};
+use crate::args::{BackendArg, ComputeArgs};
 use crate::ui::bytes;
 use crate::{Result, gpu, ui};
 use ds4_cpu::Cpu;
@@ -135,7 +135,7 @@ pub(crate) enum Choice {
 }
 
 /// Finds the device that the flags mean. `sizing` is the model, `context` the tokens of a session.
-pub(crate) fn choose(args: &ModelArgs, sizing: &Sizing<'_>, context: usize) -> Result<Choice> {
+pub(crate) fn choose(args: &ComputeArgs, sizing: &Sizing<'_>, context: usize) -> Result<Choice> {
     let wanted = match args.backend {
         BackendArg::Auto => None,
         BackendArg::Cpu => {

@@ -107,10 +107,10 @@ pub(crate) fn with_engine(
     let bar = ui::loading(in_files);
     let start = Instant::now();
     let mut progress = |bytes| bar.inc(bytes);
-    match device::choose(args, &sizing, wants.context)? {
+    match device::choose(&args.compute, &sizing, wants.context)? {
         Choice::Cpu => {
             let (exact, max_rows) = (wants.exact, wants.max_rows.unwrap_or(CPU_ROWS));
-            let cpu = Options { threads: args.threads, exact, max_rows, ..Options::default() };
+            let cpu = Options { threads: args.compute.threads, exact, max_rows, ..Options::default() };
             let cpu = Cpu::new(&shape, cpu)?;
             let device = Description::of_cpu(&cpu);
             let engine = Engine::load_with(cpu, file, draft.as_ref(), options(max_rows), &mut progress)?;

@@ -14,6 +14,7 @@ mod gpu;
 mod kv;
 mod load;
 mod reply;
+mod texts;
 mod ui;
 
 use args::{Cli, Command};
@@ -34,6 +35,9 @@ fn main() -> ExitCode {
         Some(Command::Doctor(args)) => commands::doctor::run(&args),
         Some(Command::Eval(args)) => commands::eval::run(&args),
         Some(Command::Quantize(args)) => commands::quantize::run(&args),
+        Some(Command::Imatrix(args)) => commands::imatrix::run(&args),
+        Some(Command::Perplexity(args)) => commands::perplexity::run(&args),
+        Some(Command::Compare(args)) => commands::compare::run(&args),
         Some(Command::Cache(args)) => commands::cache::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Render(args)) => commands::render::run(&args),

@@ -53,6 +53,16 @@ pub(crate) fn items(what: &str) -> ProgressBar {
     }
 }
 
+/// Progress over weights that are encoded.
+pub(crate) fn weights(total: u64) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{bar:30} {percent}% of the weights, {per_sec}, {eta} left: {msg}");
+    match style {
+        Ok(style) => bar(Some(total)).with_style(style),
+        Err(_) => bar(Some(total)),
+    }
+}
+
 /// Progress over tokens.
 pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left");

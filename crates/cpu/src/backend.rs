@@ -192,6 +192,10 @@ impl Backend for Cpu {
         out.extend(routes.ids[..routes.n * routes.used].iter().map(|&id| id as f32));
         Ok(())
     }
+    fn read_hidden(&mut self, routes: &Routes, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        self.pairs.unsort(&self.hidden, routes, out);
+        Ok(())
+    }
     fn read_selection(&mut self, selection: &Selection, out: &mut Vec<f32>) -> Result<(), BackendError> {
         let rows = selection.ids.chunks_exact(selection.top_k).zip(&selection.chosen).take(selection.n);
         out.extend(

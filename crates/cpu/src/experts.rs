@@ -71,6 +71,25 @@ impl Pairs {
     }
 }
 
+impl Pairs {
+    /// Appends the rows of `hidden`, one per pair, in the order of the routes, the shared expert's last of each row.
+    pub(crate) fn unsort(&self, hidden: &Rows, routes: &Routes, out: &mut Vec<f32>) {
+        let (width, of_row) = (hidden.width, routes.used + 1);
+        let first = out.len();
+        out.resize(first + routes.n * of_row * width, 0.0);
+        let mut next = vec![0; routes.n];
+        for group in &self.groups {
+            for pair in group.first..group.first + group.len {
+                let row = self.rows[pair] as usize;
+                let slot = if group.expert.is_some() { next[row] } else { routes.used };
+                next[row] += usize::from(group.expert.is_some());
+                let at = first + (row * of_row + slot) * width;
+                out[at..at + width].copy_from_slice(hidden.row(pair));
+            }
+        }
+    }
+}
+
 /// A group's matrices as (matrix, first row).
 fn gate_up(ffn: &FeedForward<Cpu>, group: Group) -> [(&Matrix, usize); 2] {
     match group.expert {

@@ -8,6 +8,7 @@ mod error;
 mod map;
 mod metadata;
 mod read;
+mod resume;
 mod tensor_type;
 mod write;
 
@@ -15,8 +16,9 @@ pub use error::Error;
 pub use map::MappedFile;
 pub use metadata::{Metadata, Value};
 pub use read::{Gguf, Part, Tensor, TensorInfo};
+pub use resume::Resume;
 pub use tensor_type::TensorType;
-pub use write::Writer;
+pub use write::{Data, Writer};
 
 /// `GGUF`, little endian.
 pub(crate) const MAGIC: u32 = 0x4655_4747;

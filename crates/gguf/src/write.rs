@@ -12,6 +12,9 @@ struct Declared {
     bytes: u64,
 }
 
+/// Writes the data of a declared tensor.
+pub type Data<'a> = dyn FnMut(usize, &mut dyn Write) -> Result<(), Error> + 'a;
+
 /// Writes a file: metadata and tensors are declared first, then the data follow in the order of declaration.
 pub struct Writer {
     metadata: Metadata,
@@ -24,6 +27,11 @@ impl Writer {
         let mut metadata = Metadata::default();
         metadata.set("general.architecture", Value::String(arch.into()));
         Writer { metadata, tensors: Vec::new() }
+    }
+
+    /// A file that holds no model.
+    pub fn untyped() -> Self {
+        Writer { metadata: Metadata::default(), tensors: Vec::new() }
     }
 
     /// Sets a metadata value.
@@ -49,13 +57,19 @@ impl Writer {
     }
 
     /// Writes the whole file to `out`; `data(i, sink)` writes the data of the `i`th declared tensor.
-    pub fn write<W: Write>(
-        &self,
-        out: W,
-        data: &mut dyn FnMut(usize, &mut dyn Write) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub fn write<W: Write>(&self, out: W, data: &mut Data<'_>) -> Result<(), Error> {
         let mut out = Counted { inner: out, count: 0 };
         let failed = |source| Error::Io { path: "output".into(), source };
+        let (header, alignment) = self.head()?;
+        out.write_all(&header).map_err(failed)?;
+        for i in 0..self.tensors.len() {
+            self.put(i, alignment, &mut out, data)?;
+        }
+        out.flush().map_err(failed)
+    }
+
+    /// Everything before the tensors' data, and their alignment.
+    pub(crate) fn head(&self) -> Result<(Vec<u8>, u64), Error> {
         let alignment = match self.metadata.opt_u32(ALIGNMENT_KEY)? {
             Some(a) if a.is_power_of_two() && u64::from(a) <= MAX_ALIGNMENT => u64::from(a),
             Some(a) => {
@@ -68,29 +82,38 @@ impl Writer {
         if let Some((key, _)) = self.metadata.iter().find(|(_, v)| !well_nested(v)) {
             return Err(Error::Write(format!("metadata key {key}: an array of arrays holds a single value")));
         }
-        out.write_all(&self.header(alignment)).map_err(failed)?;
-        out.pad(alignment).map_err(failed)?;
-        for (i, tensor) in self.tensors.iter().enumerate() {
-            let start = out.count;
-            data(i, &mut out)?;
-            let written = out.count - start;
-            if written != tensor.bytes {
-                return Err(Error::Write(format!(
-                    "tensor {}: {written} bytes came, {} were declared",
-                    tensor.name, tensor.bytes
-                )));
-            }
-            out.pad(alignment).map_err(failed)?;
+        let mut header = self.header(alignment);
+        header.resize(header.len().next_multiple_of(alignment as usize), 0);
+        Ok((header, alignment))
+    }
+
+    /// Writes the data of the `i`th tensor, and pads them.
+    pub(crate) fn put<W: Write>(
+        &self,
+        i: usize,
+        alignment: u64,
+        out: &mut Counted<W>,
+        data: &mut Data<'_>,
+    ) -> Result<(), Error> {
+        let (tensor, start) = (&self.tensors[i], out.count);
+        data(i, out)?;
+        let written = out.count - start;
+        if written != tensor.bytes {
+            return Err(Error::Write(format!(
+                "tensor {}: {written} bytes came, {} were declared",
+                tensor.name, tensor.bytes
+            )));
         }
-        out.flush().map_err(failed)
+        out.pad(alignment).map_err(|source| Error::Io { path: "output".into(), source })
+    }
+
+    /// Bytes of the data of the first `n` tensors, padding included.
+    pub(crate) fn data_bytes(&self, n: usize, alignment: u64) -> u64 {
+        self.tensors[..n].iter().map(|t| t.bytes.next_multiple_of(alignment)).sum()
     }
 
     /// Writes the file under a temporary name in the same folder, syncs it and renames it.
-    pub fn write_file(
-        &self,
-        path: &Path,
-        data: &mut dyn FnMut(usize, &mut dyn Write) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub fn write_file(&self, path: &Path, data: &mut Data<'_>) -> Result<(), Error> {
         let io = |source| Error::Io { path: path.into(), source };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let temporary = builder().tempfile_in(folder).map_err(io)?;
@@ -148,9 +171,9 @@ fn builder() -> tempfile::Builder<'static, 'static> {
     builder
 }
 
-struct Counted<W> {
-    inner: W,
-    count: u64,
+pub(crate) struct Counted<W> {
+    pub(crate) inner: W,
+    pub(crate) count: u64,
 }
 
 impl<W: Write> Counted<W> {

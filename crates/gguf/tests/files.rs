@@ -1,7 +1,7 @@
 //! Files of another writer, our own writer, and files that lie.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-use ds4_gguf::{Error, Gguf, Metadata, Part, TensorType, Value, Writer};
+use ds4_gguf::{Error, Gguf, Metadata, Part, Resume, TensorType, Value, Writer};
 use proptest::prelude::*;
 use std::io::Write;
 use std::path::Path;
@@ -263,6 +263,68 @@ fn a_failed_write_leaves_nothing() {
     .unwrap();
     assert_eq!(Gguf::open(&path).unwrap().tensors().len(), 1);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// An interrupted file goes on behind the last tensor that is safely there, if it is made from the same.
+#[test]
+fn writing_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let mut w = Writer::new("x");
+    for name in ["a", "b", "c"] {
+        w.tensor(name, &[8], TensorType::F32).unwrap();
+    }
+    // Writes until tensor `stop`; returns how many were there already, and those that were made.
+    let write = |w: &Writer, key: &str, stop: usize| {
+        let (mut done, mut made) = (0, Vec::new());
+        let resume = Resume { key: key.into(), every: 1 };
+        let written = w.write_resumable(&path, &resume, &mut |n| done = n, &mut |i, out| {
+            made.push(i);
+            out.write_all(&[i as u8; 16]).unwrap();
+            if i == stop {
+                return Err(Error::Write("stopped".into()));
+            }
+            out.write_all(&[i as u8; 16]).unwrap();
+            Ok(())
+        });
+        (written.is_ok(), done, made)
+    };
+    assert_eq!(write(&w, "k", 0), (false, 0, vec![0]));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing worth keeping");
+    assert_eq!(write(&w, "k", 2), (false, 0, vec![0, 1, 2]));
+    assert!(!path.exists());
+    assert_eq!(write(&w, "k", 2), (false, 2, vec![2]), "half a tensor was left");
+    assert_eq!(write(&w, "other", 1), (false, 0, vec![0, 1]), "made from something else");
+    let mut renamed = Writer::new("y");
+    for name in ["a", "b", "c"] {
+        renamed.tensor(name, &[8], TensorType::F32).unwrap();
+    }
+    assert_eq!(write(&renamed, "other", 9), (true, 0, vec![0, 1, 2]), "another header");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let resumed = std::fs::read(&path).unwrap();
+
+    assert_eq!(write(&renamed, "other", 2), (false, 0, vec![0, 1, 2]));
+    assert_eq!(write(&renamed, "other", 9), (true, 2, vec![2]));
+    assert_eq!(std::fs::read(&path).unwrap(), resumed);
+    assert!(Gguf::open(&path).unwrap().tensor("c").unwrap().bytes().iter().all(|&b| b == 2));
+}
+
+/// Two processes that write the same file would spoil it.
+#[test]
+fn a_partial_file_has_one_writer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let mut w = Writer::new("x");
+    w.tensor("a", &[4], TensorType::F32).unwrap();
+    let resume = Resume { key: "k".into(), every: 1 };
+    let mut inner = None;
+    w.write_resumable(&path, &resume, &mut |_| {}, &mut |_, out| {
+        inner = w.write_resumable(&path, &resume, &mut |_| {}, &mut |_, _| Ok(())).err();
+        out.write_all(&[0; 16]).unwrap();
+        Ok(())
+    })
+    .unwrap();
+    assert!(inner.unwrap().to_string().contains("another process"));
 }
 
 /// Offsets beyond 4 GB: a sparse file whose second tensor starts there.

@@ -290,6 +290,9 @@ impl Backend for Gpu {
     fn read_routes(&mut self, routes: &Vec<Routes>, out: &mut Vec<f32>) -> Result<(), BackendError> {
         self.stages[self.at].read_routes(&routes[self.at], out)
     }
+    fn read_hidden(&mut self, routes: &Vec<Routes>, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        self.stages[self.at].read_hidden(routes[self.at].n, out)
+    }
     fn read_selection(&mut self, selection: &Vec<Selection>, out: &mut Vec<f32>) -> Result<(), BackendError> {
         self.stages[self.at].read_selection(&selection[self.at], out)
     }

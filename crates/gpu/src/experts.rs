@@ -152,7 +152,9 @@ impl Stage {
     #[allow(unsafe_code)]
     pub(crate) fn experts_step(&mut self, ffn: &FeedForward<Gpu>, x: &Rows, routes: &Routes, y: &mut Rows) {
         let n = x.n;
-        if let Some(tiling) = self.expert_tiling(ffn, n) {
+        let tiling = self.expert_tiling(ffn, n);
+        self.current.grouped = tiling.is_some();
+        if let Some(tiling) = tiling {
             self.experts_of_many(ffn, x, routes, y, tiling);
             return;
         }

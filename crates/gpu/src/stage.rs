@@ -113,6 +113,8 @@ pub(crate) struct Current {
     pub(crate) single: bool,
     /// Whether steps are looked at one by one: then each leaves what it should.
     pub(crate) observed: bool,
+    /// Whether the experts' hidden activations are where products of many rows leave them.
+    pub(crate) grouped: bool,
 }
 
 /// A device, and the layers that lie on it.
@@ -448,9 +450,8 @@ impl Stage {
         store.ok_or_else(|| BackendError::new("the cache of a session does not fit the GPU's arena"))
     }
 
-    /// Waits, and copies the rows in use out.
-    pub(crate) fn read(&mut self, rows: &Rows, out: &mut [f32]) -> Result<(), BackendError> {
-        self.finish_join();
+    /// Waits, and copies the rows in use out. A join that is still to come adds to no rows but the streams.
+    fn copy_out(&self, rows: &Rows, out: &mut [f32]) -> Result<(), BackendError> {
         let n = out.len() / rows.width.max(1);
         let bytes = rows.values.read(&self.client, 0, 4 * (n * rows.stride) as u64)?;
         for (out, row) in out.chunks_exact_mut(rows.width).zip(bytes.chunks_exact(4 * rows.stride)) {
@@ -461,10 +462,35 @@ impl Stage {
         Ok(())
     }
 
+    /// The same, once all steps are done.
+    pub(crate) fn read(&mut self, rows: &Rows, out: &mut [f32]) -> Result<(), BackendError> {
+        self.finish_join();
+        self.copy_out(rows, out)
+    }
+
     pub(crate) fn read_routes(&self, routes: &Routes, out: &mut Vec<f32>) -> Result<(), BackendError> {
         let bytes = routes.ids.read(&self.client, 0, 4 * (routes.n * self.shape.experts_used) as u64)?;
         out.extend(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b) as f32));
         Ok(())
+    }
+
+    /// Hidden activations of `n` rows, from where the experts' products left them.
+    pub(crate) fn read_hidden(&self, n: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let (rows, width) = (n * (self.shape.experts_used + 1), self.shape.expert_width);
+        let first = out.len();
+        out.resize(first + rows * width, 0.0);
+        match &self.scratch.grouped {
+            Some(grouped) if self.current.grouped => {
+                let stride = width.next_multiple_of(64);
+                let bytes = grouped.hidden.read(&self.client, 0, 2 * (rows * stride) as u64)?;
+                for (out, row) in out[first..].chunks_exact_mut(width).zip(bytes.chunks_exact(2 * stride)) {
+                    let halves = row.as_chunks::<2>().0.iter().map(|h| half::f16::from_le_bytes(*h).to_f32());
+                    out.iter_mut().zip(halves).for_each(|(o, h)| *o = h);
+                }
+                Ok(())
+            }
+            _ => self.copy_out(&self.scratch.hidden, &mut out[first..]),
+        }
     }
 
     pub(crate) fn read_selection(

@@ -138,6 +138,9 @@ pub trait Backend: Sized + Send {
     fn dims(&self, rows: &Self::Rows) -> (usize, usize);
     /// The experts chosen for each row, for taps.
     fn read_routes(&mut self, routes: &Self::Routes, out: &mut Vec<f32>) -> Result<(), BackendError>;
+    /// The hidden activations of the last [`Backend::experts_forward`] as the down projections met them, weighted, for
+    /// taps: `[n, used + 1, I]`, the chosen experts ascending, the shared one last.
+    fn read_hidden(&mut self, routes: &Self::Routes, out: &mut Vec<f32>) -> Result<(), BackendError>;
     /// The rows chosen for each row, -1 where fewer than `top_k` were chosen, for taps.
     fn read_selection(&mut self, selection: &Self::Selection, out: &mut Vec<f32>)
     -> Result<(), BackendError>;

@@ -122,7 +122,7 @@ impl<B: Backend> Pass<B> {
                     self.layer(&mut cx, l, &format_args!("blk.{l}"), layer, &model.shape)?;
                 }
             }
-            self.head(&mut cx, steps, model, (&w.head, &w.output_norm), logits)
+            self.head(&mut cx, steps, model, ("output_in", &w.head, &w.output_norm), logits)
         })
     }
 
@@ -158,7 +158,7 @@ impl<B: Backend> Pass<B> {
                 cx.b.draft_input(mtp, &model.weights.embed, &self.plan, &mut self.streams);
                 self.layer(&mut cx, l, &format_args!("mtp.0"), &mtp.layer, &model.shape)?;
             }
-            self.head(&mut cx, steps, model, (&mtp.head, &mtp.norm), logits)
+            self.head(&mut cx, steps, model, ("mtp.0.output_in", &mtp.head, &mtp.norm), logits)
         })
     }
 
@@ -184,11 +184,13 @@ impl<B: Backend> Pass<B> {
         shape: &Shape,
     ) -> Result<(), Error> {
         cx.b.hc_split(&w.attn_hc, &w.attn_norm, &self.streams, &mut self.x, &mut self.mix);
+        self.see(cx, format_args!("{name}.attn_in"), |p| &p.x)?;
         self.attention(cx, l, name, w.kind, &w.attn, shape)?;
         self.see(cx, format_args!("{name}.attn_out"), |p| &p.y)?;
         cx.b.hc_join(&self.y, &self.mix, &mut self.streams);
 
         cx.b.hc_split(&w.ffn_hc, &w.ffn_norm, &self.streams, &mut self.x, &mut self.mix);
+        self.see(cx, format_args!("{name}.ffn_in"), |p| &p.x)?;
         self.feed_forward(cx, name, &w.ffn)?;
         self.see(cx, format_args!("{name}.ffn_out"), |p| &p.y)?;
         cx.b.hc_join(&self.y, &self.mix, &mut self.streams);
@@ -231,6 +233,7 @@ impl<B: Backend> Pass<B> {
         }
         // The queries, of the heads and of the indexer.
         cx.b.norm(&w.q_a_norm, &self.q_a, &mut self.q_low);
+        self.see(cx, format_args!("{name}.q_low"), |p| &p.q_low)?;
         let mut jobs = ArrayVec::<_, 2>::new();
         jobs.push((&w.q_b, &mut self.q));
         if let Some(i) = &w.indexer {
@@ -251,6 +254,7 @@ impl<B: Backend> Pass<B> {
         cx.b.attend(l, &self.q, &w.sinks, selection, &self.plan, cx.runs, &mut self.heads);
         self.see(cx, format_args!("{name}.heads"), |p| &p.heads)?;
         cx.b.project_groups(&w.out_a, &self.heads, &mut self.out_low);
+        self.see(cx, format_args!("{name}.out_low"), |p| &p.out_low)?;
         cx.b.project_out(&w.out_b, &self.out_low, &mut self.y);
         Ok(())
     }
@@ -263,13 +267,14 @@ impl<B: Backend> Pass<B> {
         w: &FeedForward<B>,
     ) -> Result<(), Error> {
         cx.b.route(w, &self.x, &self.plan, &mut self.router, &mut self.routes);
-        if cx.tap.on() {
-            self.host.clear();
-            cx.b.read_routes(&self.routes, &mut self.host)?;
-            cx.tap.rows(&format!("{name}.router_ids"), self.host.len() / self.plan.len().max(1), &self.host);
-        }
+        let rows = self.plan.len();
+        see_list(cx, &mut self.host, format_args!("{name}.router_ids"), rows, |b, out| {
+            b.read_routes(&self.routes, out)
+        })?;
         cx.b.experts_forward(w, &self.x, &self.routes, &mut self.y);
-        Ok(())
+        see_list(cx, &mut self.host, format_args!("{name}.hidden"), rows, |b, out| {
+            b.read_hidden(&self.routes, out)
+        })
     }
 
     /// A.1: logits of the wanted rows. The steps end with those of the first rows, so that a recorded pass
@@ -279,7 +284,7 @@ impl<B: Backend> Pass<B> {
         cx: &mut Context<'_, '_, B>,
         steps: Steps,
         model: &Model<B>,
-        (mix, norm): (&HeadMix<B>, &B::Vector),
+        (name, mix, norm): (&str, &HeadMix<B>, &B::Vector),
         logits: &mut Logits,
     ) -> Result<(), Error> {
         let vocab = model.shape.vocab;
@@ -295,6 +300,7 @@ impl<B: Backend> Pass<B> {
                 cx.b.gather(&self.streams, rows, &mut self.last);
                 cx.b.hc_head(mix, &self.last, &mut self.z);
                 cx.b.norm(norm, &self.z, &mut self.z_norm);
+                see_list(cx, &mut self.host, name, rows.len(), |b, out| read_rows(b, &self.z_norm, out))?;
                 cx.b.project(&self.z_norm, &mut [(&model.weights.output, &mut self.logits)]);
             } else {
                 cx.b.set_rows(&mut self.logits, rows.len());
@@ -327,16 +333,11 @@ impl<B: Backend> Pass<B> {
         name: impl ToString,
         which: impl Fn(&Self) -> &B::Rows,
     ) -> Result<(), Error> {
-        if !cx.tap.on() {
-            return Ok(());
-        }
-        let (n, width) = cx.b.dims(which(self));
+        let (n, _) = cx.b.dims(which(self));
         let mut host = std::mem::take(&mut self.host);
-        host.resize(n * width, 0.0);
-        let read = cx.b.read(which(self), &mut host);
-        cx.tap.rows(&name.to_string(), width, &host);
+        let seen = see_list(cx, &mut host, name, n, |b, out| read_rows(b, which(self), out));
         self.host = host;
-        Ok(read?)
+        seen
     }
 
     /// Shows which compressed rows were selected, -1 where there was nothing to choose.
@@ -347,16 +348,40 @@ impl<B: Backend> Pass<B> {
         shape: &Shape,
         selects: bool,
     ) -> Result<(), Error> {
-        if !cx.tap.on() {
-            return Ok(());
-        }
-        self.host.clear();
-        if selects {
-            cx.b.read_selection(&self.selection, &mut self.host)?;
-        } else {
-            self.host.resize(self.plan.len() * shape.index_top_k, -1.0);
-        }
-        cx.tap.rows(&format!("{name}.index_rows"), shape.index_top_k, &self.host);
-        Ok(())
+        let rows = self.plan.len();
+        see_list(cx, &mut self.host, format_args!("{name}.index_rows"), rows, |b, out| {
+            if selects {
+                return b.read_selection(&self.selection, out);
+            }
+            out.resize(rows * shape.index_top_k, -1.0);
+            Ok(())
+        })
     }
+}
+
+/// Appends the rows in use of a buffer to an empty list.
+fn read_rows<B: Backend>(b: &mut B, rows: &B::Rows, out: &mut Vec<f32>) -> Result<(), BackendError> {
+    let (n, width) = b.dims(rows);
+    out.resize(n * width, 0.0);
+    b.read(rows, out)
+}
+
+/// Shows the tap what `read` appends to an empty list, if it looks: values of so many rows.
+fn see_list<B: Backend>(
+    cx: &mut Context<'_, '_, B>,
+    host: &mut Vec<f32>,
+    name: impl ToString,
+    rows: usize,
+    read: impl FnOnce(&mut B, &mut Vec<f32>) -> Result<(), BackendError>,
+) -> Result<(), Error> {
+    if !cx.tap.on() {
+        return Ok(());
+    }
+    let name = name.to_string();
+    if cx.tap.wants(&name) {
+        host.clear();
+        read(cx.b, host)?;
+        cx.tap.rows(&name, host.len() / rows.max(1), host);
+    }
+    Ok(())
 }

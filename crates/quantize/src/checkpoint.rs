@@ -25,6 +25,8 @@ pub struct Checkpoint {
     folder: PathBuf,
     config: Config,
     shards: Vec<MappedFile>,
+    /// Path, size and time of each.
+    files: Vec<String>,
     entries: HashMap<String, Entry>,
 }
 
@@ -67,13 +69,19 @@ impl Checkpoint {
         if paths.is_empty() {
             return Err(Error::NoWeights(folder.into()));
         }
-        let (mut shards, mut entries) = (Vec::new(), HashMap::new());
+        let (mut shards, mut files, mut entries) = (Vec::new(), Vec::new(), HashMap::new());
         for (shard, path) in paths.iter().enumerate() {
             let map = MappedFile::open(path)?;
             directory(&map, path, shard, &mut entries)?;
+            files.push(format!(
+                "{} {} {:?}",
+                path.display(),
+                map.len(),
+                path.metadata().and_then(|m| m.modified()).ok()
+            ));
             shards.push(map);
         }
-        Ok(Checkpoint { folder: folder.into(), config, shards, entries })
+        Ok(Checkpoint { folder: folder.into(), config, shards, files, entries })
     }
 
     /// Its configuration.
@@ -85,6 +93,11 @@ impl Checkpoint {
     pub fn file(&self, name: &str) -> Result<Vec<u8>, Error> {
         let path = self.folder.join(name);
         std::fs::read(&path).map_err(|source| Error::Io { path, source })
+    }
+
+    /// What tells this checkpoint from another one: its files with their sizes and times.
+    pub(crate) fn identity(&self) -> Vec<u8> {
+        self.files.iter().flat_map(|f| f.as_bytes().iter().copied().chain([0])).collect()
     }
 
     fn entry(&self, name: &str) -> Result<(&Entry, &[u8]), Error> {
@@ -199,6 +212,15 @@ fn wrong(name: &str, found: String, expected: &str) -> Error {
 }
 
 impl Matrix<'_> {
+    /// Bytes in the checkpoint, scales included.
+    pub fn bytes(&self) -> u64 {
+        let scales = match &self.scales {
+            Scales::None => 0,
+            Scales::Blocks { scales, .. } | Scales::Inputs(scales) => scales.len(),
+        };
+        (self.data.len() + scales) as u64
+    }
+
     /// Decodes row `r` into `out`, `width` values.
     pub fn row(&self, r: usize, out: &mut [f32]) {
         let bytes = self.data.len() / self.rows;

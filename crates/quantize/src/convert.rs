@@ -1,121 +1,133 @@
 //! From a checkpoint to a file.
 
-use crate::names::{Class, Item, items};
+use crate::names::Class;
+use crate::plan::{Plan, Planned};
 use crate::{Checkpoint, Error};
-use ds4_gguf::{TensorType, Value, Writer};
+use ds4_gguf::{Resume, TensorType};
 use ds4_quant::encode_row;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::cmp::Ordering::{Equal, Less};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::time::Instant;
 
-/// Which types the tensors get: experts as the recipe says, other large matrices Q8_0, the embedding and control matrices
-/// F16.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recipe {
-    /// Experts' gate and up IQ2_XXS, down Q2_K: the published file.
-    Q2,
-    /// The same, but for the last seventh of the layers, whose experts are Q4_K.
-    Q2Q4,
-    /// Experts Q4_K.
-    Q4,
-    /// Experts Q8_0.
-    Q8,
+/// What is reported while converting.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// Weights done.
+    pub done: u64,
+    /// Weights in all.
+    pub total: u64,
+    /// Of these, weights that an interrupted run had left.
+    pub resumed: u64,
+    /// The tensor in work.
+    pub tensor: &'a str,
 }
 
-/// The part of the layers that the mixed recipe encodes better: 37 to 42 of 43.
-const BETTER_LAYERS: usize = 7;
+/// What the tensors of a type took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Tensors.
+    pub tensors: usize,
+    /// Weights.
+    pub weights: u64,
+    /// Bytes of the checkpoint.
+    pub read: u64,
+    /// Bytes of the file.
+    pub written: u64,
+    /// Seconds.
+    pub seconds: f64,
+}
 
-impl Recipe {
-    fn ty(self, item: &Item, layers: usize) -> TensorType {
-        match item.class {
-            Class::Vector => TensorType::F32,
-            Class::Offsets | Class::Control | Class::Embedding => TensorType::F16,
-            Class::Dense => TensorType::Q8_0,
-            Class::Experts => self.experts(&item.to, layers),
-            Class::Table => TensorType::I32,
+/// What a conversion took, by the name of the type.
+pub type Tallies = BTreeMap<&'static str, Tally>;
+
+/// Bytes between two points from which an interrupted conversion goes on.
+const RESUME_EVERY: u64 = 256 << 20;
+
+impl Plan<'_> {
+    /// Makes the file `out`, which appears complete or not at all. What an interrupted run of the same plan has left beside it is
+    /// used.
+    pub fn write(&self, out: &Path, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Tallies, Error> {
+        let tensors = self.tensors();
+        let weights = |n: usize| tensors[..n].iter().map(Planned::weights).sum::<u64>();
+        let (total, resumed, done) = (weights(tensors.len()), Cell::new(0), Cell::new(0));
+        let begin = &mut |n| {
+            resumed.set(weights(n));
+            done.set(weights(n));
+        };
+        let resume = Resume { key: self.key(), every: RESUME_EVERY };
+        let mut tallies = Tallies::new();
+        // The writer's callback has the container's error; ours is kept beside it.
+        let mut failure = None;
+        let written = self.writer.write_resumable(out, &resume, begin, &mut |i, sink| {
+            let (tensor, start) = (&tensors[i], Instant::now());
+            let step = &mut |n| {
+                done.set(done.get() + n);
+                let (done, resumed) = (done.get(), resumed.get());
+                progress(Progress { done, total, resumed, tensor: tensor.name() });
+            };
+            step(0);
+            let read = put(self.checkpoint, tensor, sink, step).map_err(|e| {
+                let message = e.to_string();
+                failure = Some(e);
+                ds4_gguf::Error::Write(message)
+            })?;
+            let tally = tallies.entry(tensor.ty.name()).or_default();
+            tally.tensors += 1;
+            tally.weights += tensor.weights();
+            tally.read += read;
+            tally.written += tensor.bytes;
+            tally.seconds += start.elapsed().as_secs_f64();
+            Ok(())
+        });
+        match failure {
+            Some(Error::Io { source, .. }) => Err(Error::Io { path: out.into(), source }),
+            Some(e) => Err(e),
+            None => written.map(|()| tallies).map_err(Error::from),
         }
     }
 
-    fn experts(self, name: &str, layers: usize) -> TensorType {
-        let layer = name.strip_prefix("blk.").and_then(|n| n.split('.').next()?.parse::<usize>().ok());
-        // The draft block has no number and comes last.
-        let is_last = layer.is_none_or(|layer| layer >= layers - layers / BETTER_LAYERS);
-        match self {
-            Recipe::Q8 => TensorType::Q8_0,
-            Recipe::Q4 => TensorType::Q4K,
-            Recipe::Q2Q4 if is_last => TensorType::Q4K,
-            Recipe::Q2 | Recipe::Q2Q4 if name.contains("ffn_down") => TensorType::Q2K,
-            Recipe::Q2 | Recipe::Q2Q4 => TensorType::Iq2Xxs,
+    /// Stands for everything the data are made from but what the header tells.
+    fn key(&self) -> String {
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        hash.update(&self.checkpoint.identity());
+        for importances in self.tensors().iter().filter_map(|t| t.importances.as_ref()) {
+            for i in 0..importances.dims().0 {
+                importances.of(i).iter().for_each(|w| hash.update(&w.to_le_bytes()));
+            }
         }
+        format!("{:032x}", hash.digest128())
     }
 }
 
-/// What is reported while converting: tensors done, tensors in all, name of the next.
-pub type Progress<'a> = dyn FnMut(usize, usize, &str) + 'a;
-
-/// Writes `checkpoint` to the file `out`, which appears complete or not at all.
-pub fn convert(
+/// Writes one tensor; returns the bytes of the checkpoint it was made from. `step` is told the weights done.
+fn put(
     checkpoint: &Checkpoint,
-    out: &Path,
-    name: &str,
-    recipe: Recipe,
-    progress: &mut Progress<'_>,
-) -> Result<(), Error> {
-    let config = checkpoint.config();
-    let items = items(config);
-    let mut writer = Writer::new("deepseek4");
-    writer.set("general.name", Value::String(name.into()));
-    writer.set("general.quantization_version", Value::U32(2));
-    for (key, value) in config.metadata() {
-        writer.set(&key, value);
-    }
-    for (key, value) in ds4_text::gguf_metadata(&checkpoint.file("tokenizer.json")?)? {
-        writer.set(key, value);
-    }
-    for item in &items {
-        let ty = recipe.ty(item, config.num_hidden_layers as usize);
-        writer.tensor(&item.to, &dims(item, config.n_routed_experts), ty)?;
-    }
-    // The writer's callback has the container's error; ours is kept beside it.
-    let mut failure = None;
-    let written = writer.write_file(out, &mut |i, sink| {
-        progress(i, items.len(), &items[i].to);
-        put(checkpoint, &items[i], recipe, sink).map_err(|e| {
-            let message = e.to_string();
-            failure = Some(e);
-            ds4_gguf::Error::Write(message)
-        })
-    });
-    progress(items.len(), items.len(), "");
-    match failure {
-        Some(Error::Io { source, .. }) => Err(Error::Io { path: out.into(), source }),
-        Some(e) => Err(e),
-        None => Ok(written?),
-    }
-}
-
-/// Dimensions in the file, fastest first.
-fn dims(item: &Item, experts: u32) -> Vec<u64> {
-    let own = item.shape.iter().rev().map(|&n| n as u64);
-    own.chain((item.class == Class::Experts).then_some(u64::from(experts))).collect()
-}
-
-/// Writes one tensor.
-fn put(checkpoint: &Checkpoint, item: &Item, recipe: Recipe, sink: &mut dyn Write) -> Result<(), Error> {
-    let experts = checkpoint.config().n_routed_experts;
-    let ty = recipe.ty(item, checkpoint.config().num_hidden_layers as usize);
+    tensor: &Planned<'_>,
+    sink: &mut dyn Write,
+    step: &mut dyn FnMut(u64),
+) -> Result<u64, Error> {
+    let (item, experts) = (&tensor.item, checkpoint.config().n_routed_experts);
+    let mut rows = |from: &str, i: usize| {
+        let importances = tensor.importances.as_ref().map(|all| all.of(i));
+        let shape = &item.shape;
+        encode(checkpoint, from, shape, tensor.ty, importances.as_deref(), sink, step)
+    };
     match item.class {
         Class::Table => {
             let table = checkpoint.table(&item.from, &item.shape, experts)?;
             let bytes: Vec<u8> = table.iter().flat_map(|v| v.to_le_bytes()).collect();
-            write(sink, &bytes)
+            write(sink, &bytes)?;
+            step(table.len() as u64);
+            Ok(2 * bytes.len() as u64)
         }
-        Class::Experts => (0..experts).try_for_each(|e| {
-            let from = item.from.replace("{}", &e.to_string());
-            rows(checkpoint, &from, &item.shape, ty, sink)
-        }),
-        _ => rows(checkpoint, &item.from, &item.shape, ty, sink),
+        Class::Experts => {
+            (0..experts).map(|e| rows(&item.from.replace("{}", &e.to_string()), e as usize)).sum()
+        }
+        _ => rows(&item.from, 0),
     }
 }
 
@@ -123,19 +135,21 @@ fn put(checkpoint: &Checkpoint, item: &Item, recipe: Recipe, sink: &mut dyn Writ
 const ROWS: usize = 128;
 
 /// Decodes and encodes rows, some at a time on all cores, so that memory does not grow with the matrix.
-fn rows(
+fn encode(
     checkpoint: &Checkpoint,
     from: &str,
     shape: &[usize],
     ty: TensorType,
+    importances: Option<&[f32]>,
     sink: &mut dyn Write,
-) -> Result<(), Error> {
+    step: &mut dyn FnMut(u64),
+) -> Result<u64, Error> {
     let matrix = checkpoint.matrix(from, shape)?;
     let encode = |r: usize| {
         let (mut values, mut bytes) = (vec![0.0; matrix.width], Vec::new());
         matrix.row(r, &mut values);
         representable(from, r, &values, ty)?;
-        encode_row(ty, &values, None, &mut bytes).map_err(|e| Error::Tensor {
+        encode_row(ty, &values, importances, &mut bytes).map_err(|e| Error::Tensor {
             name: from.into(),
             found: format!("{e}"),
             expected: "a matrix that the recipe can encode".into(),
@@ -148,8 +162,9 @@ fn rows(
         for bytes in encoded? {
             write(sink, &bytes)?;
         }
+        step(((last - first) * matrix.width) as u64);
     }
-    Ok(())
+    Ok(matrix.bytes())
 }
 
 /// A value that is no number, or too large for its type, would spoil every answer without a word.

@@ -46,6 +46,17 @@ pub enum Error {
         /// What is accepted.
         expected: String,
     },
+    /// A file that should be an importance matrix is none, or one of another model.
+    #[error("{path}: {what}")]
+    Imatrix {
+        /// File.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// What was asked for cannot be done with this checkpoint.
+    #[error("{0}")]
+    Plan(String),
     /// Reading or writing GGUF, or mapping a file.
     #[error(transparent)]
     Gguf(#[from] ds4_gguf::Error),

@@ -7,12 +7,21 @@
 #![forbid(unsafe_code)]
 
 mod checkpoint;
+mod compare;
 mod config;
 mod convert;
 mod error;
+mod imatrix;
 mod names;
+mod plan;
+pub mod quality;
+mod recipe;
 
 pub use checkpoint::{Checkpoint, Matrix};
+pub use compare::{Compared, compare};
 pub use config::Config;
-pub use convert::{Progress, Recipe, convert};
+pub use convert::{Progress, Tallies, Tally};
 pub use error::Error;
+pub use imatrix::{Collector, Imatrix, Moments};
+pub use plan::{Content, Options, Plan, Planned};
+pub use recipe::{Override, Recipe};

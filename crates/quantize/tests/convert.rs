@@ -1,11 +1,13 @@
 //! A small checkpoint of every form, made here, converted, and read back.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use ds4_cpu::{Cpu, Options};
+use ds4_cpu::Cpu;
 use ds4_gguf::{Gguf, TensorType};
 use ds4_model::{Model, Shape};
 use ds4_quant::{dequantize_row, e8m0_to_f32, fp4, fp8};
-use ds4_quantize::{Checkpoint, Recipe, convert};
+use ds4_quantize::{
+    Checkpoint, Collector, Content, Error, Imatrix, Moments, Options, Override, Plan, Recipe, compare,
+};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -201,6 +203,15 @@ fn write(folder: &Path, tensors: &Tensors) {
     }
 }
 
+/// By a recipe, with nothing else said.
+fn options(recipe: Recipe) -> Options<'static> {
+    Options { name: "test", recipe, overrides: &[], imatrix: None, content: Content::Whole }
+}
+
+fn convert(checkpoint: &Checkpoint, out: &Path, options: &Options<'_>) -> Result<(), Error> {
+    Plan::new(checkpoint, options)?.write(out, &mut |_| {}).map(drop)
+}
+
 fn values(file: &Gguf, name: &str) -> Vec<f32> {
     let t = file.tensor(name).unwrap();
     let mut values = vec![0.0; t.dims().iter().product::<u64>() as usize];
@@ -215,9 +226,16 @@ fn converts_and_loads() {
     write(folder.path(), &tensors);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let out = folder.path().join("model.gguf");
-    let mut last = (0, 0);
-    convert(&checkpoint, &out, "test", Recipe::Q8, &mut |done, total, _| last = (done, total)).unwrap();
-    assert_eq!(last.0, last.1);
+    let plan = Plan::new(&checkpoint, &options(Recipe::Q8)).unwrap();
+    let (mut last, mut behind) = ((0, 0), 0);
+    let tallies = plan
+        .write(&out, &mut |p| {
+            behind += usize::from(p.done < last.0);
+            last = (p.done, p.total);
+        })
+        .unwrap();
+    assert_eq!((last.0, behind), (last.1, 0));
+    assert_eq!(tallies.values().map(|t| t.weights).sum::<u64>(), last.1);
     let file = Gguf::open(&out).unwrap();
 
     // An FP8 matrix: value = code * scale of its 128x128 block, within half a Q8_0 step.
@@ -249,7 +267,7 @@ fn converts_and_loads() {
 
     // The engine takes it, draft block included.
     let shape = Shape::from_gguf(&file).unwrap();
-    let mut cpu = Cpu::new(&shape, Options::default()).unwrap();
+    let mut cpu = Cpu::new(&shape, ds4_cpu::Options::default()).unwrap();
     let model = Model::load(&mut cpu, &file, None).unwrap();
     assert!(model.weights.mtp.is_some());
     let tokenizer = ds4_text::Tokenizer::from_gguf(file.metadata()).unwrap();
@@ -266,17 +284,20 @@ fn near(got: &[f32], want: &[f32]) {
     }
 }
 
+fn nano() -> Checkpoint {
+    Checkpoint::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/ds4-nano"))).unwrap()
+}
+
 /// The embedded model by each recipe: the types are as named, experts are near the checkpoint's, the model loads, and the
 /// number of threads changes nothing.
 #[test]
 fn recipes() {
     let folder = tempfile::tempdir().unwrap();
-    let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/ds4-nano");
-    let checkpoint = Checkpoint::open(Path::new(nano)).unwrap();
+    let checkpoint = nano();
     let (gate, down) = ("ffn_gate_exps.weight", "ffn_down_exps.weight");
     let made = |recipe: Recipe| {
         let out = folder.path().join(format!("{recipe:?}.gguf"));
-        convert(&checkpoint, &out, "nano", recipe, &mut |_, _, _| {}).unwrap();
+        convert(&checkpoint, &out, &options(recipe)).unwrap();
         Gguf::open(&out).unwrap()
     };
     let exact = values(&made(Recipe::Q8), &format!("blk.1.{gate}"));
@@ -286,7 +307,7 @@ fn recipes() {
     let q2 = [TensorType::Iq2Xxs, TensorType::Q2K];
     let q4 = [TensorType::Q4K; 2];
     for (recipe, first, last, draft, most) in
-        [(Recipe::Q2, q2, q2, q2, 0.40), (Recipe::Q2Q4, q2, q2, q4, 0.40), (Recipe::Q4, q4, q4, q4, 0.09)]
+        [(Recipe::Q2, q2, q2, q4, 0.40), (Recipe::Q2Q4, q2, q4, q4, 0.40), (Recipe::Q4, q4, q4, q4, 0.09)]
     {
         let file = made(recipe);
         assert_eq!(
@@ -300,12 +321,226 @@ fn recipes() {
         let share = (square(&got, &exact) / square(&exact, &vec![0.0; exact.len()])).sqrt();
         assert!(share < most, "{recipe:?}: {share}");
         let shape = Shape::from_gguf(&file).unwrap();
-        Model::load(&mut Cpu::new(&shape, Options::default()).unwrap(), &file, None).unwrap();
+        Model::load(&mut Cpu::new(&shape, ds4_cpu::Options::default()).unwrap(), &file, None).unwrap();
     }
     let before = std::fs::read(folder.path().join("Q2.gguf")).unwrap();
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     drop(one.install(|| made(Recipe::Q2)));
     assert!(before == std::fs::read(folder.path().join("Q2.gguf")).unwrap());
+}
+
+/// The yardstick holds every value of the checkpoint, and the comparison of two files says what is closer to it.
+#[test]
+fn bf16_is_exact_and_files_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &tensors());
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let [exact, q8] = [Recipe::Bf16, Recipe::Q8].map(|recipe| {
+        let out = folder.path().join(recipe.name());
+        convert(&checkpoint, &out, &options(recipe)).unwrap();
+        Gguf::open(&out).unwrap()
+    });
+    let mut seen = 0;
+    compare(&checkpoint, [&exact, &q8], &mut |c| {
+        seen += 1;
+        match c.types {
+            [Some(TensorType::Bf16), Some(TensorType::Q8_0)] => {
+                assert_eq!(c.errors[0], Some(0.0), "{}", c.name);
+                assert!(c.errors[1].is_some_and(|e| e > 1e-4 && e < 0.02), "{}: {:?}", c.name, c.errors);
+            }
+            // F32 in the checkpoint: the only values that BF16 and F16 round.
+            [Some(TensorType::Bf16), Some(TensorType::F16)] => {
+                assert!(c.errors[0] < Some(4e-3), "{}", c.name);
+            }
+            [Some(TensorType::I32), _] => assert!(c.same && c.errors == [None, None]),
+            _ => assert!(c.same, "{}: {:?}", c.name, c.types),
+        }
+    })
+    .unwrap();
+    assert_eq!(seen, exact.tensors().len());
+}
+
+#[test]
+fn overrides_and_the_draft_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = nano();
+    let parse = |list: &[&str]| list.iter().map(|o| o.parse().unwrap()).collect::<Vec<Override>>();
+    let overrides = parse(&["_exps=q4_k", "blk\\.0\\.ffn_(gate|up)_exps=q2_k", "^output\\.weight=f16"]);
+    let own = Options { overrides: &overrides, content: Content::Model, ..options(Recipe::Q2) };
+    let (model, draft) = (folder.path().join("model.gguf"), folder.path().join("draft.gguf"));
+    convert(&checkpoint, &model, &own).unwrap();
+    convert(&checkpoint, &draft, &Options { content: Content::Draft, ..own.clone() }).unwrap();
+    let (model, draft) = (Gguf::open(&model).unwrap(), Gguf::open(&draft).unwrap());
+    let ty = |file: &Gguf, name: &str| file.tensor(name).map(|t| t.ty());
+    assert_eq!(ty(&model, "blk.0.ffn_up_exps.weight"), Some(TensorType::Q2K));
+    assert_eq!(ty(&model, "blk.1.ffn_up_exps.weight"), Some(TensorType::Q4K));
+    assert_eq!(ty(&model, "output.weight"), Some(TensorType::F16));
+    assert_eq!(ty(&model, "mtp.0.e_proj.weight"), None);
+    assert_eq!(ty(&draft, "mtp.0.ffn_up_exps.weight"), Some(TensorType::Q4K));
+    assert!(draft.tensors().iter().all(|t| t.name.starts_with("mtp.0.")));
+    assert_eq!(model.metadata().str("ds4.quantize.recipe").unwrap(), "q2");
+    assert_eq!(model.metadata().str_array("ds4.quantize.overrides").unwrap()[0], "_exps=q4_k");
+    let shape = Shape::from_gguf(&model).unwrap();
+    let mut cpu = Cpu::new(&shape, ds4_cpu::Options::default()).unwrap();
+    assert!(Model::load(&mut cpu, &model, Some(&draft)).unwrap().weights.mtp.is_some());
+
+    for (bad, message) in
+        [("nothing=f16", "no tensor"), ("attn_norm=q8_0", "cannot be Q8_0"), ("tid2eid=f16", "cannot be F16")]
+    {
+        let overrides = parse(&[bad]);
+        let error =
+            Plan::new(&checkpoint, &Options { overrides: &overrides, ..options(Recipe::Q2) }).err().unwrap();
+        assert!(error.to_string().contains(message), "{error}");
+    }
+}
+
+/// Second moments of everything: an expert that was never hit leans on the others, what is of another model is refused, and
+/// the error counts where the importances are.
+#[test]
+fn importances_steer_the_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = nano();
+    let name = "blk.1.ffn_down_exps.weight";
+    // Every fourth column matters a hundred times more.
+    let sums: Vec<f32> = (0..8 * 256).map(|i| if i % 4 == 0 { 1e5 } else { 1e3 }).collect();
+    let imatrix = |name: &str, matrices: usize| Imatrix {
+        datasets: vec!["text".into()],
+        chunks: 3,
+        chunk_size: 512,
+        tensors: [(
+            name.to_owned(),
+            Moments { sums: sums[..matrices * 256].to_vec(), counts: vec![1e3; matrices] },
+        )]
+        .into(),
+    };
+    let path = folder.path().join("imatrix.gguf");
+    imatrix(name, 8).write(&path).unwrap();
+    let read = Imatrix::read(&path).unwrap();
+    assert_eq!(read, imatrix(name, 8));
+
+    let made = |imatrix: Option<&Imatrix>| {
+        let out = folder.path().join("m.gguf");
+        let imatrix = imatrix.map(|m| (m, "imatrix.gguf"));
+        convert(&checkpoint, &out, &Options { imatrix, ..options(Recipe::Q2) }).unwrap();
+        Gguf::open(&out).unwrap()
+    };
+    let exact_path = folder.path().join("exact.gguf");
+    convert(&checkpoint, &exact_path, &options(Recipe::Bf16)).unwrap();
+    let exact = values(&Gguf::open(&exact_path).unwrap(), name);
+    let errors = |file: &Gguf| {
+        let mut errors = [0f64; 2];
+        for (i, (a, b)) in values(file, name).iter().zip(&exact).enumerate() {
+            errors[usize::from(i % 4 > 0)] += f64::from(a - b).powi(2);
+        }
+        errors
+    };
+    let (without, with) = (made(None), made(Some(&read)));
+    let (plain, weighted) = (errors(&without), errors(&with));
+    assert!(weighted[0] < 0.7 * plain[0], "{weighted:?} {plain:?}");
+    let other = "blk.2.ffn_down_exps.weight";
+    assert_eq!(without.tensor(other).unwrap().bytes(), with.tensor(other).unwrap().bytes());
+    assert_eq!(with.metadata().str("quantize.imatrix.file").unwrap(), "imatrix.gguf");
+    assert_eq!(with.metadata().u32("quantize.imatrix.chunks_count").unwrap(), 3);
+
+    let refused = |imatrix: &Imatrix| {
+        let options = Options { imatrix: Some((imatrix, "i.gguf")), ..options(Recipe::Q2) };
+        Plan::new(&checkpoint, &options).err().unwrap().to_string()
+    };
+    assert!(refused(&imatrix(name, 4)).contains("i.gguf: tensor blk.1.ffn_down_exps.weight: 4 x 256"));
+    assert!(refused(&imatrix("blk.77.ffn_down_exps.weight", 8)).contains("none of its tensors"));
+}
+
+#[test]
+fn what_is_no_importance_matrix() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    let good = Moments { sums: vec![1.0; 4], counts: vec![1.0; 2] };
+    let error = |moments: Moments| {
+        let imatrix = Imatrix { tensors: [("a.weight".to_owned(), moments)].into(), ..Imatrix::default() };
+        imatrix.write(&path).unwrap();
+        Imatrix::read(&path).map(drop).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert_eq!(error(good.clone()), "");
+    assert!(error(Moments { sums: vec![1.0, -1.0, 0.0, 0.0], ..good.clone() }).contains("holds -1"));
+    assert!(error(Moments { counts: vec![f32::NAN, 1.0], ..good }).contains("holds NaN"));
+    convert(&nano(), &path, &options(Recipe::Q2)).unwrap();
+    assert!(Imatrix::read(&path).err().unwrap().to_string().contains("no importance matrix"));
+}
+
+/// What the collector sums up is what a pass shows, tensor by tensor and expert by expert.
+#[test]
+fn moments_of_a_pass() {
+    let file =
+        Gguf::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/ds4-nano/ds4-nano.gguf")).unwrap();
+    let shape = Shape::from_gguf(&file).unwrap();
+    let options = ds4_cpu::Options { exact: true, max_rows: 32, ..Default::default() };
+    let mut cpu = Cpu::new(&shape, options).unwrap();
+    let model = Model::load(&mut cpu, &file, None).unwrap();
+    let mut pass = ds4_model::Pass::new(&mut cpu, &shape, 32).unwrap();
+    let layout = ds4_model::cache::Layout::new(&shape, ds4_model::cache::KvFormat::Packed, true, 64, 32);
+    let tokens: Vec<u32> = (0..50).map(|i| (i * 37) % 4000).collect();
+    let mut run = |tap: &mut (dyn ds4_model::Tap + Send)| {
+        let mut store = ds4_model::Backend::store(&mut cpu, &layout).unwrap();
+        let mut logits = ds4_model::Logits::default();
+        for (i, part) in tokens.chunks(32).enumerate() {
+            let want = ds4_model::Want::All;
+            let mut runs = [ds4_model::Run { store: &mut store, start: 32 * i, tokens: part, want }];
+            pass.forward(&model, &mut cpu, &layout, &mut runs, &mut logits, tap).unwrap();
+        }
+    };
+    let (mut collector, mut taps) = (Collector::new(&shape), ds4_testkit::Taps::default());
+    run(&mut collector);
+    run(&mut taps);
+    let imatrix = collector.finish(|name| file.tensor(name).is_some());
+    let close =
+        |got: f32, want: f64| assert!((f64::from(got) - want).abs() <= 1e-5 * want + 1e-9, "{got} vs {want}");
+    let square = |v: f32| f64::from(v) * f64::from(v);
+
+    let x = &taps.seen["blk.3.attn_in"].1;
+    for name in ["blk.3.attn_q_a.weight", "blk.3.attn_compressor_kv.weight"] {
+        let moments = &imatrix.tensors[name];
+        assert_eq!(moments.counts, [50.0]);
+        (0..256).for_each(|c| close(moments.sums[c], (0..50).map(|r| square(x[256 * r + c])).sum()));
+    }
+    let heads = &taps.seen["blk.3.heads"].1;
+    let moments = &imatrix.tensors["blk.3.attn_output_a.weight"];
+    assert_eq!((moments.counts[0], moments.sums.len()), (100.0, 256), "two groups of two heads");
+    close(moments.sums[7], (0..50).map(|r| square(heads[512 * r + 7]) + square(heads[512 * r + 263])).sum());
+
+    let (ids, x, hidden) =
+        (&taps.seen["blk.4.router_ids"].1, &taps.seen["blk.4.ffn_in"].1, &taps.seen["blk.4.hidden"].1);
+    let (up, down) =
+        (&imatrix.tensors["blk.4.ffn_up_exps.weight"], &imatrix.tensors["blk.4.ffn_down_exps.weight"]);
+    for e in 0..8 {
+        let pairs: Vec<usize> = (0..200).filter(|&pair| ids[pair] as usize == e).collect();
+        assert_eq!((up.counts[e], down.counts[e]), (pairs.len() as f32, pairs.len() as f32));
+        for c in [0, 100, 255] {
+            close(up.sums[256 * e + c], pairs.iter().map(|pair| square(x[pair / 4 * 256 + c])).sum());
+            let at = |pair: &usize| (pair / 4 * 5 + pair % 4) * 256 + c;
+            close(down.sums[256 * e + c], pairs.iter().map(|pair| square(hidden[at(pair)])).sum());
+        }
+    }
+    assert_eq!(imatrix.tensors["blk.4.ffn_down_shexp.weight"].counts, [50.0]);
+    close(
+        imatrix.tensors["blk.4.ffn_down_shexp.weight"].sums[9],
+        (0..50).map(|r| square(hidden[(5 * r + 4) * 256 + 9])).sum(),
+    );
+    // The hidden activations are what the down projections met: with them the sublayer's output can be computed.
+    let out = &taps.seen["blk.4.ffn_out"].1;
+    let (routed, shared) =
+        (values(&file, "blk.4.ffn_down_exps.weight"), values(&file, "blk.4.ffn_down_shexp.weight"));
+    for r in [0, 31, 49] {
+        let product = |w: &[f32], h: &[f32]| w.iter().zip(h).map(|(w, h)| f64::from(w * h)).sum::<f64>();
+        let mut y = product(&shared[..256], &hidden[(5 * r + 4) * 256..(5 * r + 5) * 256]);
+        for slot in 0..4 {
+            let e = ids[4 * r + slot] as usize;
+            y += product(
+                &routed[e * 65536..e * 65536 + 256],
+                &hidden[(5 * r + slot) * 256..(5 * r + slot + 1) * 256],
+            );
+        }
+        assert!((y - f64::from(out[256 * r])).abs() < 1e-3, "{y} vs {}", out[256 * r]);
+    }
 }
 
 #[test]
@@ -317,7 +552,7 @@ fn what_is_wrong_is_named() {
         write(folder.path(), &tensors);
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let out = folder.path().join("x.gguf");
-        let e = convert(&checkpoint, &out, "x", Recipe::Q8, &mut |_, _, _| {}).unwrap_err().to_string();
+        let e = convert(&checkpoint, &out, &options(Recipe::Q8)).unwrap_err().to_string();
         assert!(!out.exists(), "a failed conversion leaves no file");
         e
     };
@@ -345,7 +580,7 @@ fn what_is_wrong_is_named() {
     write(folder.path(), &tensors());
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let out = folder.path().join("x.gguf");
-    let narrow = convert(&checkpoint, &out, "x", Recipe::Q2, &mut |_, _, _| {}).unwrap_err().to_string();
+    let narrow = convert(&checkpoint, &out, &options(Recipe::Q2)).unwrap_err().to_string();
     assert!(narrow.contains("ffn_gate_exps") && narrow.contains("IQ2_XXS"), "{narrow}");
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
     assert!(

@@ -111,6 +111,10 @@ impl Backend for Idle {
         Ok(())
     }
 
+    fn read_hidden(&mut self, (): &(), _: &mut Vec<f32>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn read_selection(&mut self, (): &(), _: &mut Vec<f32>) -> Result<(), BackendError> {
         Ok(())
     }

@@ -1,0 +1,182 @@
+//! Texts that models are run over: files of them to sequences of tokens.
+
+use crate::args::TextArgs;
+use crate::device::Device;
+use crate::load::check_vocabulary;
+use crate::{Result, ui};
+use ds4_engine::Engine;
+use ds4_model::Tap;
+use ds4_text::{Mode, Profile, Tokenizer, official};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Most tokens of a pass: the logits of each are kept.
+const ROWS: usize = 256;
+
+/// Texts as sequences of tokens, each of which begins with the token of the beginning and has more than that.
+pub(crate) struct Texts {
+    pub(crate) sequences: Vec<Vec<u32>>,
+}
+
+/// A line of text in a file of JSON lines.
+#[derive(Deserialize)]
+struct Line {
+    text: String,
+    /// Whether markers in it are text like any other.
+    #[serde(default)]
+    plain: bool,
+}
+
+impl Texts {
+    /// Reads a file, or all files of a folder.
+    pub(crate) fn read(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        profile: Profile,
+        args: &TextArgs,
+    ) -> Result<Self> {
+        let mut sequences = Vec::new();
+        for file in files(path)? {
+            let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+            let is_lines = file.extension().is_some_and(|e| e == "jsonl");
+            let mut add = |tokens: Vec<u32>| cut(&tokens, tokenizer.bos(), args.ctx, &mut sequences);
+            if !is_lines {
+                add(tokenizer.encode(&text, Mode::Plain));
+                continue;
+            }
+            for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+                let read = documents(line, tokenizer, profile);
+                read.map_err(|e| format!("{}: line {}: {e}", file.display(), i + 1))?
+                    .into_iter()
+                    .for_each(&mut add);
+            }
+        }
+        let total: usize = sequences.iter().map(Vec::len).sum();
+        if let Some(most) = args.max_tokens.filter(|&most| most < total) {
+            thin(&mut sequences, most, total);
+        }
+        if sequences.is_empty() {
+            return Err(format!("{}: no text in it", path.display()).into());
+        }
+        Ok(Texts { sequences })
+    }
+
+    /// Tokens of all sequences.
+    pub(crate) fn tokens(&self) -> usize {
+        self.sequences.iter().map(Vec::len).sum()
+    }
+
+    /// Tokens of the longest.
+    pub(crate) fn longest(&self) -> usize {
+        self.sequences.iter().map(Vec::len).max().unwrap_or(1)
+    }
+
+    /// Runs the model over each sequence, and the draft block too if it is to be observed. `see` is given every piece that was computed: its tokens, the one after them (none
+    /// at the end), and the logits of each `[tokens, vocab]`.
+    pub(crate) fn run<B: Device>(
+        &self,
+        what: &'static str,
+        engine: &mut Engine<B>,
+        tokenizer: &Tokenizer,
+        draft: bool,
+        tap: &mut (dyn Tap + Send),
+        see: &mut dyn FnMut(&[u32], Option<u32>, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        check_vocabulary(engine, tokenizer)?;
+        let rows = ROWS.min(engine.max_rows());
+        let mut session = engine.session(self.longest())?;
+        let bar = ui::tokens(what, self.tokens());
+        for sequence in &self.sequences {
+            engine.rewind(&mut session, 0)?;
+            for (i, piece) in sequence.chunks(rows).enumerate() {
+                let next = sequence.get((i + 1) * rows).copied();
+                // The draft block looks one token ahead; behind the last is the end.
+                let ahead = next.unwrap_or(tokenizer.eos());
+                let (logits, _) = engine.score(&mut session, piece, draft.then_some(ahead), tap)?;
+                see(piece, next, &logits)?;
+                bar.inc(piece.len() as u64);
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+}
+
+/// A file, or every text file of a folder.
+fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.into()]);
+    }
+    let named = |e: std::io::Error| format!("{}: {e}", path.display());
+    let entries = std::fs::read_dir(path).map_err(named)?;
+    let mut files = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>().map_err(named)?;
+    files.retain(|f| f.extension().is_some_and(|e| e == "jsonl" || e == "txt"));
+    files.sort();
+    Ok(files)
+}
+
+/// What a line holds: a text, or a conversation in both modes if it does not name one.
+fn documents(line: &str, tokenizer: &Tokenizer, profile: Profile) -> Result<Vec<Vec<u32>>> {
+    const MODE: &str = "thinking_mode";
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_str(line)?;
+    if !fields.contains_key("messages") {
+        let line: Line = serde_json::from_str(line)?;
+        return Ok(vec![tokenizer.encode(&line.text, if line.plain { Mode::Plain } else { Mode::Special })]);
+    }
+    let render =
+        |line: &str| -> Result<_> { Ok(official::render_input(line, profile)?.to_tokens(tokenizer)?) };
+    if fields.contains_key(MODE) {
+        return Ok(vec![render(line)?]);
+    }
+    ["\"chat\"", "\"thinking\""]
+        .into_iter()
+        .map(|mode| {
+            let mut fields = fields.clone();
+            fields.insert(MODE.into(), serde_json::from_str(mode)?);
+            render(&serde_json::to_string(&fields)?)
+        })
+        .collect()
+}
+
+/// Cuts a text into sequences of up to `most` tokens, each with the token of the beginning first.
+fn cut(tokens: &[u32], bos: u32, most: usize, out: &mut Vec<Vec<u32>>) {
+    let tokens = tokens.strip_prefix(&[bos]).unwrap_or(tokens);
+    out.extend(tokens.chunks(most - 1).map(|piece| [&[bos], piece].concat()));
+}
+
+/// Keeps some of the sequences, evenly spread, of about `most` tokens together.
+fn thin(sequences: &mut Vec<Vec<u32>>, most: usize, total: usize) {
+    let (mut before, mut kept) = (0, 0);
+    sequences.retain(|s| {
+        before += s.len();
+        // What should be there by now.
+        let keep = (before as f64 * most as f64 / total as f64) as usize >= kept + s.len();
+        kept += if keep { s.len() } else { 0 };
+        keep
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_cut() {
+        let mut out = Vec::new();
+        cut(&[0, 5, 6, 7, 8, 9], 0, 3, &mut out);
+        cut(&[5], 0, 3, &mut out);
+        cut(&[0], 0, 3, &mut out);
+        assert_eq!(out, [vec![0, 5, 6], vec![0, 7, 8], vec![0, 9], vec![0, 5]]);
+    }
+
+    #[test]
+    fn thinning_is_even() {
+        let mut sequences: Vec<Vec<u32>> = (0..100).map(|i| vec![i; 10]).collect();
+        thin(&mut sequences, 250, 1000);
+        let first: Vec<u32> = sequences.iter().map(|s| s[0]).collect();
+        assert_eq!(first.len(), 25);
+        assert!(first.windows(2).all(|w| w[1] - w[0] == 4), "{first:?}");
+    }
+}
