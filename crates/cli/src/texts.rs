@@ -15,6 +15,10 @@ use std::path::{Path, PathBuf};
 /// Most tokens of a pass: the logits of each are kept.
 const ROWS: usize = 256;
 
+/// Is given every piece that was computed: its tokens, the one after them (none at the end), and the logits of each `[tokens,
+/// vocab]`.
+type See<'a> = dyn FnMut(&[u32], Option<u32>, &[f32]) -> Result<()> + 'a;
+
 /// Texts as sequences of tokens, each of which begins with the token of the beginning and has more than that.
 pub(crate) struct Texts {
     pub(crate) sequences: Vec<Vec<u32>>,
@@ -73,8 +77,7 @@ impl Texts {
         self.sequences.iter().map(Vec::len).max().unwrap_or(1)
     }
 
-    /// Runs the model over each sequence, and the draft block too if it is to be observed. `see` is given every piece that was computed: its tokens, the one after them (none
-    /// at the end), and the logits of each `[tokens, vocab]`.
+    /// Runs the model over each sequence, and the draft block too if it is to be observed.
     pub(crate) fn run<B: Device>(
         &self,
         what: &'static str,
@@ -82,7 +85,7 @@ impl Texts {
         tokenizer: &Tokenizer,
         draft: bool,
         tap: &mut (dyn Tap + Send),
-        see: &mut dyn FnMut(&[u32], Option<u32>, &[f32]) -> Result<()>,
+        see: &mut See<'_>,
     ) -> Result<()> {
         check_vocabulary(engine, tokenizer)?;
         let rows = ROWS.min(engine.max_rows());

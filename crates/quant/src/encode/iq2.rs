@@ -33,30 +33,38 @@ static LEVELS: [[f32; 256]; 8] = {
 };
 
 impl Vector {
-    fn new(x: &[f32], w: &[f32]) -> Self {
-        let mut vector = Vector { products: [0.0; 256], squares: [0.0; 256], xw: [0.0; 8], signs: 0 };
+    const EMPTY: Self = Vector { products: [0.0; 256], squares: [0.0; 256], xw: [0.0; 8], signs: 0 };
+
+    /// Of eight values and their weights.
+    #[inline(always)]
+    fn fill(&mut self, x: &[f32], w: &[f32]) {
         for k in 0..8 {
-            vector.xw[k] = x[k].abs() * w[k];
-            vector.signs |= u8::from(x[k] < 0.0) << k;
-            let (xw, w) = (vector.xw[k], w[k]);
-            let levels = vector.products.iter_mut().zip(&mut vector.squares).zip(&LEVELS[k]);
-            for ((products, squares), &level) in levels {
-                *products += xw * level;
-                *squares += w * level * level;
+            self.xw[k] = x[k].abs() * w[k];
+            self.signs |= u8::from(x[k] < 0.0) << k;
+        }
+        // Where a sign has to be wrong, it is the one that costs least.
+        let turned = if self.signs.count_ones() % 2 == 1 { 2.0 } else { 0.0 };
+        for first in (0..256).step_by(LANES) {
+            let (mut products, mut squares) = ([0.0; LANES], [0.0; LANES]);
+            let mut cheapest = [f32::MAX; LANES];
+            for k in 0..8 {
+                let levels = &LEVELS[k][first..first + LANES];
+                for i in 0..LANES {
+                    let cost = self.xw[k] * levels[i];
+                    products[i] += cost;
+                    squares[i] += w[k] * levels[i] * levels[i];
+                    cheapest[i] = if cost < cheapest[i] { cost } else { cheapest[i] };
+                }
+            }
+            for i in 0..LANES {
+                self.products[first + i] = products[i] - turned * cheapest[i];
+                self.squares[first + i] = squares[i];
             }
         }
-        if vector.signs.count_ones() % 2 == 1 {
-            // The sign that costs least is turned round.
-            let mut cheapest = [f32::INFINITY; 256];
-            for (xw, levels) in vector.xw.iter().zip(&LEVELS) {
-                cheapest.iter_mut().zip(levels).for_each(|(c, &level)| *c = c.min(xw * level));
-            }
-            vector.products.iter_mut().zip(&cheapest).for_each(|(p, c)| *p -= 2.0 * c);
-        }
-        vector
     }
 
     /// The least error for a unit beyond that of zeros.
+    #[inline(always)]
     fn least(&self, unit: f32) -> f32 {
         let (square, twice) = (unit * unit, 2.0 * unit);
         // Lanes without an order between them, so that they are computed side by side.
@@ -73,13 +81,27 @@ impl Vector {
     }
 
     /// The best code for a unit: the first with the least error.
+    #[inline(always)]
     fn best(&self, unit: f32) -> usize {
-        let (square, twice, least) = (unit * unit, 2.0 * unit, self.least(unit));
-        let errors = self.products.iter().zip(&self.squares).map(|(p, s)| square * s - twice * p);
-        errors.into_iter().position(|error| error == least).unwrap_or(0)
+        let (square, twice) = (unit * unit, 2.0 * unit);
+        let (mut least, mut codes) = ([f32::INFINITY; LANES], [0u32; LANES]);
+        let (products, _) = self.products.as_chunks::<LANES>();
+        let (squares, _) = self.squares.as_chunks::<LANES>();
+        for (at, (products, squares)) in products.iter().zip(squares).enumerate() {
+            for i in 0..LANES {
+                let error = square * squares[i] - twice * products[i];
+                let better = error < least[i];
+                least[i] = if better { error } else { least[i] };
+                codes[i] = if better { (LANES * at + i) as u32 } else { codes[i] };
+            }
+        }
+        let first = (0..LANES)
+            .fold(0, |best, i| if (least[i], codes[i]) < (least[best], codes[best]) { i } else { best });
+        codes[first] as usize
     }
 
     /// The seven signs that are stored for a code: the eighth makes their number even.
+    #[inline(always)]
     fn signs(&self, code: usize) -> u32 {
         let mut signs = self.signs;
         if signs.count_ones() % 2 == 1 {
@@ -95,23 +117,36 @@ impl Vector {
 struct Group([Vector; 4]);
 
 impl Group {
-    fn new(x: &[f32], w: &[f32]) -> Self {
-        Group(std::array::from_fn(|v| Vector::new(&x[8 * v..8 * v + 8], &w[8 * v..8 * v + 8])))
+    #[inline(always)]
+    fn fill(&mut self, x: &[f32], w: &[f32]) {
+        for (v, vector) in self.0.iter_mut().enumerate() {
+            vector.fill(&x[8 * v..8 * v + 8], &w[8 * v..8 * v + 8]);
+        }
     }
 
+    #[inline(always)]
     fn error(&self, unit: f32) -> f32 {
-        self.0.iter().map(|v| v.least(unit)).sum()
+        let mut error = 0.0;
+        for vector in &self.0 {
+            error += vector.least(unit);
+        }
+        error
     }
 
     /// Products and squares of the best codes for a unit.
+    #[inline(always)]
     fn sums(&self, unit: f32) -> (f32, f32) {
-        self.0
-            .iter()
-            .map(|v| (v, v.best(unit)))
-            .fold((0.0, 0.0), |(p, s), (v, c)| (p + v.products[c], s + v.squares[c]))
+        let (mut products, mut squares) = (0.0, 0.0);
+        for vector in &self.0 {
+            let code = vector.best(unit);
+            products += vector.products[code];
+            squares += vector.squares[code];
+        }
+        (products, squares)
     }
 
     /// The unit that suits the group best, if it may be any.
+    #[inline(always)]
     fn unit(&self, largest: f32) -> f32 {
         // With the largest level on the largest value, and with less of it.
         const STEPS: usize = 9;
@@ -134,9 +169,13 @@ impl Group {
 /// Rounds of fitting the block's scale and the groups' to each other.
 const ROUNDS: usize = 2;
 
+#[inline(always)]
 pub(super) fn iq2_xxs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2Xxs {
-    let groups: [Group; 8] =
-        std::array::from_fn(|g| Group::new(&x[32 * g..32 * g + 32], &w[32 * g..32 * g + 32]));
+    // Loops, not closures: those would not be built for the wide registers.
+    let mut groups = [const { Group([const { Vector::EMPTY }; 4]) }; 8];
+    for (g, group) in groups.iter_mut().enumerate() {
+        group.fill(&x[32 * g..32 * g + 32], &w[32 * g..32 * g + 32]);
+    }
     let mut units = [0f32; 8];
     for (g, unit) in units.iter_mut().enumerate() {
         let largest = x[32 * g..32 * g + 32].iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -179,6 +218,7 @@ pub(super) fn iq2_xxs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2Xxs {
 }
 
 /// The scale near a unit with the least error.
+#[inline(always)]
 fn nearest_scale(group: &Group, unit: f32, d: f32) -> (u32, f32) {
     let exact = ((8.0 * unit / d - 1.0) / 2.0).round().clamp(0.0, 15.0) as u32;
     let near = [exact, exact.saturating_sub(1), (exact + 1).min(15)];
@@ -192,6 +232,7 @@ fn nearest_scale(group: &Group, unit: f32, d: f32) -> (u32, f32) {
     (best, least)
 }
 
+#[inline(always)]
 fn write(groups: &[Group; 8], d: f32, scales: &[u32; 8]) -> BlockIq2Xxs {
     let mut block = BlockIq2Xxs { d: to_f16(d), groups: [[0; 8]; 8] };
     if d <= 0.0 {

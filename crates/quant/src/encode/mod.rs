@@ -6,6 +6,7 @@
 
 mod affine;
 mod iq2;
+mod simd;
 
 use crate::quantize_q8_0;
 use ds4_gguf::TensorType;
@@ -61,19 +62,25 @@ pub fn encode_row(
         }
         TensorType::Q2K | TensorType::Q4K | TensorType::Iq2Xxs => {
             whole(256)?;
-            let (blocks, _) = row.as_chunks::<256>();
-            for (i, block) in blocks.iter().enumerate() {
-                let weights = weights(importances.map(|w| &w[256 * i..256 * i + 256]));
-                match ty {
-                    TensorType::Q2K => out.extend(bytemuck::bytes_of(&affine::q2k(block, &weights))),
-                    TensorType::Q4K => out.extend(bytemuck::bytes_of(&affine::q4k(block, &weights))),
-                    _ => out.extend(bytemuck::bytes_of(&iq2::iq2_xxs(block, &weights))),
-                }
-            }
+            simd::super_blocks(ty, row, importances, out);
         }
         other => return Err(EncodeError::Type(other)),
     }
     Ok(())
+}
+
+/// Appends a row as blocks of 256.
+#[inline(always)]
+fn super_blocks(ty: TensorType, row: &[f32], importances: Option<&[f32]>, out: &mut Vec<u8>) {
+    let (blocks, _) = row.as_chunks::<256>();
+    for (i, block) in blocks.iter().enumerate() {
+        let weights = weights(importances.map(|w| &w[256 * i..256 * i + 256]));
+        match ty {
+            TensorType::Q2K => out.extend(bytemuck::bytes_of(&affine::q2k(block, &weights))),
+            TensorType::Q4K => out.extend(bytemuck::bytes_of(&affine::q4k(block, &weights))),
+            _ => out.extend(bytemuck::bytes_of(&iq2::iq2_xxs(block, &weights))),
+        }
+    }
 }
 
 /// Weights of a block's values. A column that never mattered still gets a little: it may yet.
