@@ -44,6 +44,12 @@ impl Wants {
     pub(crate) fn session(context: usize) -> Self {
         Wants { exact: false, kv: KvFormat::Packed, max_rows: None, context, sessions: 1 }
     }
+
+    /// The same in the reference's numbers, if `exact`.
+    pub(crate) fn scoring(exact: bool, context: usize) -> Self {
+        let kv = if exact { KvFormat::Rounded } else { KvFormat::Packed };
+        Wants { exact, kv, ..Wants::session(context) }
+    }
 }
 
 /// What to do with an engine, whatever it computes on.

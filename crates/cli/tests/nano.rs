@@ -97,7 +97,9 @@ fn keeps_its_scores() {
 fn the_file_is_made_from_the_checkpoint_by_our_own_code() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("nano.gguf");
-    ds4(&["quantize", models().to_str().unwrap(), out.to_str().unwrap(), "--name", "ds4-nano"]);
+    let (checkpoint, imatrix) = (models(), models().join("imatrix.gguf"));
+    let [checkpoint, imatrix, to] = [&checkpoint, &imatrix, &out].map(|p| p.to_str().unwrap());
+    ds4(&["quantize", checkpoint, to, "--recipe", "q2", "--imatrix", imatrix]);
     assert!(std::fs::read(out).unwrap() == std::fs::read(models().join("ds4-nano.gguf")).unwrap());
 }
 

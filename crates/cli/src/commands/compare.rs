@@ -34,7 +34,7 @@ pub(crate) fn run(args: &CompareArgs) -> Result<ExitCode> {
     let text = TextArgs { max_tokens: Some(most), ..args.text };
     let texts = Texts::read(&args.file, &tokenizer, Profile::of_file(base.metadata()), &text)?;
     let model = ModelArgs { model: None, mtp: None, compute: args.compute.clone() };
-    let wants = Wants { exact: text.exact, ..Wants::session(texts.longest()) };
+    let wants = Wants::scoring(text.exact, texts.longest());
     let mut scratch = Scratch { logits: tempfile::tempfile()?, steps: tempfile::tempfile()? };
     load::with_engine(
         &base,

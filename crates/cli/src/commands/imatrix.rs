@@ -15,7 +15,7 @@ pub(crate) fn run(args: &ImatrixArgs) -> Result<ExitCode> {
     let file = load::open(args.model.model.as_deref())?;
     let tokenizer = Tokenizer::from_gguf(file.metadata())?;
     let texts = Texts::read(&args.dataset, &tokenizer, Profile::of_file(file.metadata()), &args.text)?;
-    let wants = Wants { exact: args.text.exact, ..Wants::session(texts.longest()) };
+    let wants = Wants::scoring(args.text.exact, texts.longest());
     load::with_engine(&file, &args.model, wants, Job { args, file: &file, tokenizer, texts })
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<ExitCode> {
     let file = load::open(args.model.model.as_deref())?;
     let tokenizer = Tokenizer::from_gguf(file.metadata())?;
     let profile = Profile::of_file(file.metadata());
-    let wants = |context| Wants { exact: args.text.exact, ..Wants::session(context) };
+    let wants = |context| Wants::scoring(args.text.exact, context);
     if let Some(path) = &args.continuations {
         let cases = cases(path, &tokenizer, profile)?;
         let longest = cases.iter().map(|c| c.prompt.len() + c.answer.len()).max().unwrap_or(1);

@@ -26,7 +26,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<ExitCode> {
         };
         Plan::new(&checkpoint, &options)
     };
-    let out = args.out.as_deref().unwrap_or(Path::new("(no file named)"));
+    let out = args.out.as_deref().unwrap_or(Path::new("model"));
     let mut files = Vec::new();
     match args.mtp_out.as_deref() {
         None => files.push((plan(Content::Whole)?, out)),
@@ -73,7 +73,7 @@ fn show(plan: &Plan<'_>, out: &Path) {
             Some((_, rest)) => format!("blk.*.{rest}"),
             None => tensor.name().to_owned(),
         };
-        let key = format!("{name:42} {:8}", tensor.ty);
+        let key = format!("{name:42} {:8}", tensor.ty.name());
         let new = Kind { tensors: 0, dims: tensor.dims.clone(), bytes: 0, weighted: tensor.is_weighted() };
         let at = kinds.iter().position(|(k, kind)| *k == key && kind.dims == tensor.dims);
         let at = at.unwrap_or_else(|| {
