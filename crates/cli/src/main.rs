@@ -3,6 +3,12 @@
 // Printing is this binary's job.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+/// Like the standard one, but where nobody reads any more, the program ends instead of panicking.
+macro_rules! println {
+    () => { $crate::ui::print_line(format_args!("")) };
+    ($($arg:tt)*) => { $crate::ui::print_line(format_args!($($arg)*)) };
+}
+
 mod args;
 mod commands;
 mod device;

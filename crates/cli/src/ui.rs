@@ -1,12 +1,25 @@
 //! What the person sees on stderr, and only where it is a terminal.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 /// A line about what is going on.
 pub(crate) fn note(text: &str) {
     eprintln!("{}", dim(text, std::io::stderr().is_terminal()));
+}
+
+/// A line of results.
+pub(crate) fn print_line(line: std::fmt::Arguments<'_>) {
+    match writeln!(std::io::stdout(), "{line}") {
+        Ok(()) => {}
+        // Whoever read the results has seen enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            eprintln!("ds4: standard output: {e}");
+            std::process::exit(1);
+        }
+    }
 }
 
 /// `text` dimmed for a terminal.

@@ -223,3 +223,16 @@ fn errors_name_the_culprit() {
     assert!(error(&["-p", "hi", "--backend", "cpu", "--device", "0"]).contains("--device names GPUs"));
     assert!(error(&["quantize", "/nonexistent", "x.gguf"]).contains("/nonexistent/config.json"));
 }
+
+/// `ds4 ... | head -1` is no failure.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    use std::process::Stdio;
+    let mut ds4 = Command::new(env!("CARGO_BIN_EXE_ds4"));
+    let ds4 = ds4.args(["inspect", "--tensors"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = ds4.spawn().unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success() && !said.contains("panicked"), "{said}");
+}

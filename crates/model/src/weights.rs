@@ -202,8 +202,7 @@ impl<B: Backend> Model<B> {
     }
 }
 
-const MATRIX_TYPES: &str = "one of F32, F16, BF16, Q8_0, Q4_K, Q2_K, IQ2_XXS, MXFP4";
-const VECTOR_TYPES: &str = "F32, F16 or BF16";
+const TYPES: &str = "one of F32, F16, BF16, Q8_0, Q4_K, Q2_K, IQ2_XXS, MXFP4";
 
 struct Binder<'a, B: Backend> {
     backend: &'a mut B,
@@ -240,7 +239,7 @@ impl<B: Backend> Binder<'_, B> {
     }
 
     fn matrix(&mut self, name: &str, out: usize, input: usize) -> Result<B::Matrix, Error> {
-        let tensor = self.typed(name, &[input, out], MATRIX_TYPES, is_supported)?;
+        let tensor = self.typed(name, &[input, out], TYPES, is_supported)?;
         let matrix = self.backend.matrix(&tensor, out, input)?;
         (self.progress)(tensor.bytes().len() as u64);
         Ok(matrix)
@@ -248,21 +247,20 @@ impl<B: Backend> Binder<'_, B> {
 
     fn experts(&mut self, name: &str, out: usize, input: usize) -> Result<B::Experts, Error> {
         let count = self.shape.experts;
-        let tensor = self.typed(name, &[input, out, count], MATRIX_TYPES, is_supported)?;
+        let tensor = self.typed(name, &[input, out, count], TYPES, is_supported)?;
         let experts = self.backend.experts(&tensor, count, out, input)?;
         (self.progress)(tensor.bytes().len() as u64);
         Ok(experts)
     }
 
-    /// Decoded values of a small tensor in plain type.
+    /// Decoded values of a small tensor. Others' tools quantize the compressors' offsets, which are tables, too.
     fn values(&self, name: &str, dims: &[usize]) -> Result<Vec<f32>, Error> {
-        use TensorType as T;
-        let tensor = self.typed(name, dims, VECTOR_TYPES, |ty| matches!(ty, T::F32 | T::F16 | T::Bf16))?;
+        let tensor = self.typed(name, dims, TYPES, is_supported)?;
         let mut values = vec![0.0; dims.iter().product()];
         dequantize_row(tensor.ty(), tensor.bytes(), &mut values).map_err(|_| Error::TensorType {
             name: name.into(),
             found: tensor.ty(),
-            expected: VECTOR_TYPES,
+            expected: TYPES,
         })?;
         Ok(values)
     }

@@ -122,7 +122,7 @@ impl Override {
         let plain = matches!(self.ty, TensorType::F32 | TensorType::F16 | TensorType::Bf16);
         let possible = match item.class {
             Class::Table => false,
-            Class::Vector | Class::Offsets => plain,
+            Class::Vector => plain,
             _ => true,
         };
         self.pattern.is_match(&item.to).then(|| match possible {

@@ -365,7 +365,8 @@ fn overrides_and_the_draft_block() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = nano();
     let parse = |list: &[&str]| list.iter().map(|o| o.parse().unwrap()).collect::<Vec<Override>>();
-    let overrides = parse(&["_exps=q4_k", "blk\\.0\\.ffn_(gate|up)_exps=q2_k", "^output\\.weight=f16"]);
+    let overrides =
+        parse(&["_exps=q4_k", "blk\\.0\\.ffn_(gate|up)_exps=q2_k", "^output\\.weight=f16", "_ape=q8_0"]);
     let own = Options { overrides: &overrides, content: Content::Model, ..options(Recipe::Q2) };
     let (model, draft) = (folder.path().join("model.gguf"), folder.path().join("draft.gguf"));
     convert(&checkpoint, &model, &own).unwrap();
@@ -375,6 +376,8 @@ fn overrides_and_the_draft_block() {
     assert_eq!(ty(&model, "blk.0.ffn_up_exps.weight"), Some(TensorType::Q2K));
     assert_eq!(ty(&model, "blk.1.ffn_up_exps.weight"), Some(TensorType::Q4K));
     assert_eq!(ty(&model, "output.weight"), Some(TensorType::F16));
+    // As other tools write it.
+    assert_eq!(ty(&model, "blk.2.attn_compressor_ape.weight"), Some(TensorType::Q8_0));
     assert_eq!(ty(&model, "mtp.0.e_proj.weight"), None);
     assert_eq!(ty(&draft, "mtp.0.ffn_up_exps.weight"), Some(TensorType::Q4K));
     assert!(draft.tensors().iter().all(|t| t.name.starts_with("mtp.0.")));
