@@ -44,9 +44,9 @@ impl Matrix {
 
     /// Products of rows `first..` with the columns `x`; `out` is `[rows, columns]`.
     pub(crate) fn multiply(&self, first: usize, x: &Columns<'_>, out: &mut [f32]) {
-        for (r, out) in out.chunks_exact_mut(x.index.len()).enumerate() {
-            self.product.dots(self.row(first + r), x, out);
-        }
+        let rows = out.len() / x.index.len();
+        let bytes = &self.tensor.bytes()[first * self.row_bytes..(first + rows) * self.row_bytes];
+        self.product.multiply(bytes, self.row_bytes, x, out);
     }
 }
 

@@ -68,6 +68,7 @@ pub(crate) struct Panel {
     stride: usize,
     q32: Vec<i8>,
     d32: Vec<f32>,
+    sums32: Vec<i16>,
     q256: Vec<i8>,
     d256: Vec<f32>,
     sums: Vec<i16>,
@@ -87,8 +88,15 @@ impl Panel {
         let n = x.len();
         if inputs.clone().any(|i| i == Input::Int32) {
             let (q, d) = (grow(&mut self.q32, n), grow(&mut self.d32, n / 32));
-            let rows = q.par_chunks_mut(width).zip(d.par_chunks_mut(width / 32)).zip(x.par_chunks(width));
-            rows.for_each(|((q, d), x)| quantize_32(x, q, d));
+            let sums = grow(&mut self.sums32, n / 32);
+            let rows = q.par_chunks_mut(width).zip(d.par_chunks_mut(width / 32));
+            let rows = rows.zip(sums.par_chunks_mut(width / 32)).zip(x.par_chunks(width));
+            rows.for_each(|(((q, d), sums), x)| {
+                quantize_32(x, q, d);
+                for (sum, q) in sums.iter_mut().zip(q.as_chunks::<32>().0) {
+                    *sum = q.iter().map(|&q| i16::from(q)).sum();
+                }
+            });
         }
         if inputs.clone().any(|i| i == Input::Int256) {
             let (q, d) = (grow(&mut self.q256, n), grow(&mut self.d256, n / 256));
@@ -107,11 +115,11 @@ impl Panel {
         (offset, len): (usize, usize),
         index: &'a [u32],
     ) -> Columns<'a> {
-        let (q, d): (&[i8], &[f32]) = match input {
-            Input::Float => (&[], &[]),
-            Input::Int32 => (&self.q32, &self.d32),
-            Input::Int256 => (&self.q256, &self.d256),
+        let (q, d, sums): (&[i8], &[f32], &[i16]) = match input {
+            Input::Float => (&[], &[], &[]),
+            Input::Int32 => (&self.q32, &self.d32, &self.sums32),
+            Input::Int256 => (&self.q256, &self.d256, &self.sums),
         };
-        Columns { floats, q, d, sums: &self.sums, stride: self.stride, offset, len, index }
+        Columns { floats, q, d, sums, stride: self.stride, offset, len, index }
     }
 }

@@ -62,6 +62,7 @@ struct Panel {
     x: Vec<f32>,
     q32: Vec<i8>,
     d32: Vec<f32>,
+    sums32: Vec<i16>,
     q256: Vec<i8>,
     d256: Vec<f32>,
     sums: Vec<i16>,
@@ -73,12 +74,14 @@ fn panel(len: usize, rows: usize, r: &mut Random) -> Panel {
     let mut p = Panel {
         q32: vec![0; n],
         d32: vec![0.0; n / 32],
+        sums32: Vec::new(),
         q256: vec![0; n],
         d256: vec![0.0; n / 256],
         sums: vec![0; n / 16],
         x,
     };
     quantize_32(&p.x, &mut p.q32, &mut p.d32);
+    p.sums32 = p.q32.chunks(32).map(|q| q.iter().map(|&q| i16::from(q)).sum()).collect();
     quantize_256(&p.x, &mut p.q256, &mut p.d256, &mut p.sums);
     p
 }
@@ -90,14 +93,24 @@ fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, 
     let p = panel(len, rows, &mut r);
     let index: Vec<u32> = (0..rows as u32).rev().collect();
     let product = Kernels::new(level).product(ty, exact).unwrap();
-    let (q, d): (&[i8], &[f32]) = match product.input {
-        Input::Float => (&[], &[]),
-        Input::Int32 => (&p.q32, &p.d32),
-        Input::Int256 => (&p.q256, &p.d256),
+    let (q, d, sums): (&[i8], &[f32], &[i16]) = match product.input {
+        Input::Float => (&[], &[], &[]),
+        Input::Int32 => (&p.q32, &p.d32, &p.sums32),
+        Input::Int256 => (&p.q256, &p.d256, &p.sums),
     };
-    let columns = Columns { floats: &p.x, q, d, sums: &p.sums, stride: len, offset: 0, len, index: &index };
+    let columns = Columns { floats: &p.x, q, d, sums, stride: len, offset: 0, len, index: &index };
     let mut out = vec![0.0; rows];
     product.dots(&row, &columns, &mut out);
+    // Many rows at once, the same bits.
+    let many: Vec<u8> = (0..19).flat_map(|_| row.clone()).collect();
+    let mut all = vec![0.0; 19 * rows];
+    product.multiply(&many, row.len(), &columns, &mut all);
+    for all in all.chunks_exact(rows) {
+        assert!(
+            all.iter().zip(&out).all(|(a, b)| a.to_bits() == b.to_bits()),
+            "{ty} {level:?}: {all:?} {out:?}"
+        );
+    }
     let mut weights = vec![0.0; len];
     dequantize_row(ty, &row, &mut weights).unwrap();
     for (j, got) in out.iter().enumerate() {

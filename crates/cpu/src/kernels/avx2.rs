@@ -17,6 +17,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
     // SAFETY: as above.
     q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
+    q8_0_rows: None,
     // SAFETY: as above.
     q2_k: |row, x, out| unsafe { q2_k_dots(row, x, out) },
     // SAFETY: as above.

@@ -12,6 +12,8 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use ds4_gguf::TensorType;
 use ds4_quant::act::{Act32, Act256};
@@ -19,6 +21,16 @@ use ds4_quant::{dequantize_row, is_supported};
 
 /// Multiplies a weight row with the activation rows of `x`; `out[j]` is the product with the `j`th.
 pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
+
+/// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`; `out`: `[16, rows of x]`. Gives the
+/// bits that [`Dots`] gives.
+pub type Rows16 = fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]);
+
+/// Weight rows of a [`Rows16`].
+const ROWS: usize = 16;
+
+/// Fewest activation rows for which laying weights out for them pays.
+const MANY: usize = 8;
 
 /// Form of activations that a kernel reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +52,7 @@ pub struct Columns<'a> {
     pub q: &'a [i8],
     /// Scales, `[rows, stride / 32]` or `[rows, stride / 256]`.
     pub d: &'a [f32],
-    /// Sums, `[rows, stride / 16]`, for [`Input::Int256`].
+    /// Sums, `[rows, stride / 16]` for [`Input::Int256`], `[rows, stride / 32]` for [`Input::Int32`].
     pub sums: &'a [i16],
     /// Values of a row of the panel.
     pub stride: usize,
@@ -66,6 +78,11 @@ impl<'a> Columns<'a> {
     /// The `j`th row quantized per 32.
     pub fn act32(&self, j: usize) -> Act32<'a> {
         Act32 { q: &self.q[self.range(j, 1)], d: &self.d[self.range(j, 32)] }
+    }
+
+    /// Sums of the `j`th row per 32.
+    pub fn sums32(&self, j: usize) -> &'a [i16] {
+        &self.sums[self.range(j, 32)]
     }
 
     /// The `j`th row quantized per 256.
@@ -104,6 +121,8 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and DQ.
     Avx512,
+    /// The same with VNNI.
+    Vnni,
     /// 64-bit Arm.
     Neon,
 }
@@ -124,6 +143,8 @@ impl Level {
                 && is_x86_feature_detected!("avx512dq");
             levels.extend(avx2.then_some(Level::Avx2));
             levels.extend(avx512.then_some(Level::Avx512));
+            let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
+            levels.extend(vnni.then_some(Level::Vnni));
         }
         #[cfg(target_arch = "aarch64")]
         levels.push(Level::Neon);
@@ -147,6 +168,8 @@ pub struct Kernels {
     pub f16: Dots,
     /// Q8_0 weights, int8 activations per 32.
     pub q8_0: Dots,
+    /// The same for 16 rows and many activation rows, where that is faster.
+    pub q8_0_rows: Option<Rows16>,
     /// Q2_K weights, int8 activations per 256.
     pub q2_k: Dots,
     /// Q4_K weights, int8 activations per 256.
@@ -171,6 +194,8 @@ impl Kernels {
             Level::Avx2 => avx2::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Vnni => vnni::KERNELS,
             #[cfg(target_arch = "aarch64")]
             Level::Neon => neon::KERNELS,
             #[allow(unreachable_patterns)]
@@ -182,15 +207,19 @@ impl Kernels {
     /// is off, else in floats.
     pub fn product(&self, ty: TensorType, exact: bool) -> Option<Product> {
         use TensorType as T;
-        let direct = |input, dots| Some(Product { input, dots, decode: None });
+        let direct = |input, dots| Some(Product { input, dots, rows: None, decode: None });
         match ty {
             T::F32 => direct(Input::Float, self.f32),
             T::F16 => direct(Input::Float, self.f16),
-            T::Q8_0 if !exact => direct(Input::Int32, self.q8_0),
+            T::Q8_0 if !exact => {
+                Some(Product { input: Input::Int32, dots: self.q8_0, rows: self.q8_0_rows, decode: None })
+            }
             T::Q2K if !exact => direct(Input::Int256, self.q2_k),
             T::Q4K if !exact => direct(Input::Int256, self.q4_k),
             T::Iq2Xxs if !exact => direct(Input::Int256, self.iq2_xxs),
-            ty if is_supported(ty) => Some(Product { input: Input::Float, dots: self.f32, decode: Some(ty) }),
+            ty if is_supported(ty) => {
+                Some(Product { input: Input::Float, dots: self.f32, rows: None, decode: Some(ty) })
+            }
             _ => None,
         }
     }
@@ -202,11 +231,27 @@ pub struct Product {
     /// Form of the activations.
     pub input: Input,
     dots: Dots,
+    rows: Option<Rows16>,
     /// Type to decode to f32 first: exact mode, and formats without a kernel of their own.
     decode: Option<TensorType>,
 }
 
 impl Product {
+    /// Multiplies weight rows, one behind the other, with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
+    pub fn multiply(&self, rows: &[u8], row_bytes: usize, x: &Columns<'_>, out: &mut [f32]) {
+        let n = x.index.len();
+        let many = self.rows.filter(|_| n >= MANY);
+        let whole = many.map_or(0, |_| rows.len() / (ROWS * row_bytes) * ROWS);
+        let (tiles, rest) = rows.split_at(whole * row_bytes);
+        let (out_tiles, out_rest) = out.split_at_mut(whole * n);
+        if let Some(many) = many {
+            let outs = out_tiles.chunks_exact_mut(ROWS * n);
+            tiles.chunks_exact(ROWS * row_bytes).zip(outs).for_each(|(rows, out)| many(rows, x, out));
+        }
+        let rows = rest.chunks_exact(row_bytes).zip(out_rest.chunks_exact_mut(n));
+        rows.for_each(|(row, out)| self.dots(row, x, out));
+    }
+
     /// Multiplies one weight row with the activation rows of `x`.
     pub fn dots(&self, row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
         match self.decode {

@@ -15,6 +15,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     f32: f32_dots,
     f16: f16_dots,
     q8_0: q8_0_dots,
+    q8_0_rows: None,
     q2_k: q2_k_dots,
     q4_k: q4_k_dots,
     iq2_xxs: iq2_xxs_dots,

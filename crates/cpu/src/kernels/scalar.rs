@@ -10,6 +10,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     f32: float::<4>,
     f16: float::<2>,
     q8_0: |row, x, out| quantized(TensorType::Q8_0, row, x, out),
+    q8_0_rows: None,
     q2_k: |row, x, out| quantized(TensorType::Q2K, row, x, out),
     q4_k: |row, x, out| quantized(TensorType::Q4K, row, x, out),
     iq2_xxs: |row, x, out| quantized(TensorType::Iq2Xxs, row, x, out),
