@@ -43,6 +43,8 @@ fn compare(fixture: &str, exact: bool, kv: KvFormat, chunk: usize, tolerance: f3
                 .map(|(a, b)| (a - b).abs() / a.abs().max(1.0))
                 .fold(worst, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) });
         }
+        // Hidden activations are products of two numbers, of which each is off.
+        let tolerance = if name.ends_with(".hidden") { 2.0 * tolerance } else { tolerance };
         if worst.is_nan() || worst > tolerance {
             wrong += &format!("{name}: {worst:.2e}\n");
         }
