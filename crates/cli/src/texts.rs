@@ -1,6 +1,7 @@
 //! Texts that models are run over: files of them to sequences of tokens.
 
 use crate::args::TextArgs;
+use crate::commands::lines;
 use crate::device::Device;
 use crate::load::check_vocabulary;
 use crate::{Result, ui};
@@ -10,10 +11,10 @@ use ds4_text::{Mode, Profile, Tokenizer, official};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Most tokens of a pass: the logits of each are kept.
-const ROWS: usize = 256;
+pub(crate) const ROWS: usize = 256;
 
 /// Is given every piece that was computed: its tokens, the one after them (none at the end), and the logits of each `[tokens,
 /// vocab]`.
@@ -42,19 +43,13 @@ impl Texts {
         args: &TextArgs,
     ) -> Result<Self> {
         let mut sequences = Vec::new();
-        for file in files(path)? {
-            let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
-            let is_lines = file.extension().is_some_and(|e| e == "jsonl");
-            let mut add = |tokens: Vec<u32>| cut(&tokens, tokenizer.bos(), args.ctx, &mut sequences);
-            if !is_lines {
-                add(tokenizer.encode(&text, Mode::Plain));
-                continue;
-            }
-            for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-                let read = documents(line, tokenizer, profile);
-                read.map_err(|e| format!("{}: line {}: {e}", file.display(), i + 1))?
-                    .into_iter()
-                    .for_each(&mut add);
+        let mut add = |tokens: &[u32]| cut(tokens, tokenizer.bos(), args.ctx, &mut sequences);
+        for file in lines::files(path, &["jsonl", "txt"])? {
+            if file.extension().is_some_and(|e| e == "jsonl") {
+                let read = lines::read(&file, |line| documents(line, tokenizer, profile))?;
+                read.iter().flatten().for_each(|tokens| add(tokens));
+            } else {
+                add(&tokenizer.encode(&lines::text(&file)?, Mode::Plain));
             }
         }
         let total: usize = sequences.iter().map(Vec::len).sum();
@@ -107,19 +102,6 @@ impl Texts {
     }
 }
 
-/// A file, or every text file of a folder.
-fn files(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.into()]);
-    }
-    let named = |e: std::io::Error| format!("{}: {e}", path.display());
-    let entries = std::fs::read_dir(path).map_err(named)?;
-    let mut files = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<Vec<_>>>().map_err(named)?;
-    files.retain(|f| f.extension().is_some_and(|e| e == "jsonl" || e == "txt"));
-    files.sort();
-    Ok(files)
-}
-
 /// What a line holds: a text, or a conversation in both modes if it does not name one.
 fn documents(line: &str, tokenizer: &Tokenizer, profile: Profile) -> Result<Vec<Vec<u32>>> {
     const MODE: &str = "thinking_mode";
@@ -149,8 +131,12 @@ fn cut(tokens: &[u32], bos: u32, most: usize, out: &mut Vec<Vec<u32>>) {
     out.extend(tokens.chunks(most - 1).map(|piece| [&[bos], piece].concat()));
 }
 
-/// Keeps some of the sequences, evenly spread, of about `most` tokens together.
+/// Keeps some of the sequences, evenly spread, of about `most` tokens together; of the first its beginning, if each is longer.
 fn thin(sequences: &mut Vec<Vec<u32>>, most: usize, total: usize) {
+    if sequences.iter().all(|s| s.len() > most) {
+        sequences.truncate(1);
+        return sequences.iter_mut().for_each(|s| s.truncate(most));
+    }
     let (mut before, mut kept) = (0, 0);
     sequences.retain(|s| {
         before += s.len();
@@ -181,5 +167,7 @@ mod tests {
         let first: Vec<u32> = sequences.iter().map(|s| s[0]).collect();
         assert_eq!(first.len(), 25);
         assert!(first.windows(2).all(|w| w[1] - w[0] == 4), "{first:?}");
+        thin(&mut sequences, 7, 250);
+        assert_eq!(sequences, [vec![first[0]; 7]]);
     }
 }

@@ -37,6 +37,15 @@ fn bar(len: Option<u64>) -> ProgressBar {
     ProgressBar::with_draw_target(len, target)
 }
 
+/// The same in a style.
+fn styled(len: u64, template: &str) -> ProgressBar {
+    let bar = bar(Some(len));
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
 /// Something of unknown length.
 pub(crate) fn spinner(what: &'static str) -> ProgressBar {
     let spinner = bar(None).with_message(what);
@@ -46,44 +55,24 @@ pub(crate) fn spinner(what: &'static str) -> ProgressBar {
 
 /// Progress over the bytes of a model.
 pub(crate) fn loading(total: u64) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("loading {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left");
-    let bar = bar(Some(total));
+    let bar = styled(total, "loading {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left");
     bar.enable_steady_tick(Duration::from_millis(100));
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    bar
 }
 
 /// Progress over things that have names.
 pub(crate) fn items(what: &str) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left: {{msg}}"));
-    match style {
-        Ok(style) => bar(Some(0)).with_style(style),
-        Err(_) => bar(Some(0)),
-    }
+    styled(0, &format!("{{bar:30}} {{pos}}/{{len}} {what}, {{eta}} left: {{msg}}"))
 }
 
 /// Progress over weights that are encoded.
 pub(crate) fn weights(total: u64) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("{bar:30} {percent}% of the weights, {per_sec}, {eta} left: {msg}");
-    match style {
-        Ok(style) => bar(Some(total)).with_style(style),
-        Err(_) => bar(Some(total)),
-    }
+    styled(total, "{bar:30} {percent}% of the weights, {per_sec}, {eta} left: {msg}")
 }
 
 /// Progress over tokens.
 pub(crate) fn tokens(what: &'static str, total: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left");
-    let bar = bar(Some(total as u64)).with_message(what);
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    styled(total as u64, "{msg} {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left").with_message(what)
 }
 
 /// A number of bytes for people.

@@ -1,39 +1,15 @@
 //! The binary, as a person or a script uses it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
-fn ds4(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ds4")).args(args).output().unwrap()
-}
-
-fn stdout(args: &[&str]) -> String {
-    let out = ds4(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
+use common::{Folder, ds4, stdout};
+use std::path::Path;
+use std::process::Command;
 
 fn fixture(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/fixtures/logits/dev-f16");
     folder.join(name).to_str().unwrap().to_owned()
-}
-
-/// A path in a folder of its own.
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Folder(tempfile::tempdir().unwrap())
-    }
-    fn path(&self, name: &str) -> String {
-        let path: PathBuf = self.0.path().join(name);
-        path.to_str().unwrap().to_owned()
-    }
-    fn write(&self, name: &str, content: &str) -> String {
-        std::fs::write(self.0.path().join(name), content).unwrap();
-        self.path(name)
-    }
 }
 
 #[test]

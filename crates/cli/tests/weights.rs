@@ -1,19 +1,11 @@
 //! What makes and judges weights, from the command line.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
+use common::{Folder, ds4, stdout};
 use ds4_gguf::{Gguf, TensorType};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn ds4(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ds4")).args(args).output().unwrap()
-}
-
-fn stdout(args: &[&str]) -> String {
-    let out = ds4(args);
-    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
+use std::path::Path;
 
 fn stderr(args: &[&str]) -> String {
     let out = ds4(args);
@@ -24,22 +16,6 @@ fn stderr(args: &[&str]) -> String {
 fn nano() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/ds4-nano");
     path.canonicalize().unwrap().to_str().unwrap().to_owned()
-}
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Folder(tempfile::tempdir().unwrap())
-    }
-    fn path(&self, name: &str) -> String {
-        let path: PathBuf = self.0.path().join(name);
-        path.to_str().unwrap().to_owned()
-    }
-    fn write(&self, name: &str, content: &str) -> String {
-        std::fs::write(self.0.path().join(name), content).unwrap();
-        self.path(name)
-    }
 }
 
 /// Rendered conversations of the model's kind.
@@ -191,6 +167,8 @@ fn two_models_are_compared() {
     assert_eq!(layers.len(), 6, "{other}");
     let streams: f64 = layers[5].split_whitespace().last().unwrap().parse().unwrap();
     assert!(streams > 0.01 && streams < 0.6, "{other}");
+    let dev = concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/fixtures/logits/dev-f16/model.gguf");
+    assert!(stderr(&["compare", &exact, dev, "--text", &texts]).contains("models of different shapes"));
 }
 
 #[test]

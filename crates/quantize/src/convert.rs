@@ -96,7 +96,7 @@ impl Plan<'_> {
         hash.update(&self.checkpoint.identity());
         for importances in self.tensors().iter().filter_map(|t| t.importances.as_ref()) {
             for i in 0..importances.dims().0 {
-                importances.of(i).iter().for_each(|w| hash.update(&w.to_le_bytes()));
+                hash.update(bytemuck::cast_slice(&importances.of(i)));
             }
         }
         format!("{:032x}", hash.digest128())

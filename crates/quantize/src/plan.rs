@@ -79,6 +79,8 @@ impl<'a> Plan<'a> {
         let mut writer = Writer::new("deepseek4");
         describe(&mut writer, checkpoint, options)?;
         let mut tensors = Vec::new();
+        // Of the whole model: others' matrices know nothing of draft blocks.
+        let mut weighted = false;
         let mut used = vec![false; options.overrides.len()];
         for item in items(config) {
             let mut ty = options.recipe.ty(&item, config.num_hidden_layers as usize);
@@ -87,19 +89,20 @@ impl<'a> Plan<'a> {
                     (ty, *used) = (other?, true);
                 }
             }
+            let importances = importances(options.imatrix, &item, ty, config.n_routed_experts)?;
+            weighted |= importances.is_some();
             let is_draft = item.to.starts_with("mtp.");
             if options.content == if is_draft { Content::Model } else { Content::Draft } {
                 continue;
             }
             let dims = dims(&item, config.n_routed_experts);
             let bytes = writer.tensor(&item.to, &dims, ty)?;
-            let importances = importances(options.imatrix, &item, ty, config.n_routed_experts)?;
             tensors.push(Planned { item, ty, dims, bytes, importances });
         }
         if let Some((other, _)) = options.overrides.iter().zip(&used).find(|(_, used)| !**used) {
             return Err(Error::Plan(format!("{}: no tensor's name has that pattern", other.text())));
         }
-        if let Some((_, file)) = options.imatrix.filter(|_| tensors.iter().all(|t| !t.is_weighted())) {
+        if let Some((_, file)) = options.imatrix.filter(|_| !weighted) {
             let what = "none of its tensors is one that is encoded by importance here";
             return Err(Error::Imatrix { path: file.into(), what: what.into() });
         }

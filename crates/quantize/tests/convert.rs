@@ -445,6 +445,11 @@ fn importances_steer_the_errors() {
     assert_eq!(with.metadata().str("quantize.imatrix.file").unwrap(), "imatrix.gguf");
     assert_eq!(with.metadata().u32("quantize.imatrix.chunks_count").unwrap(), 3);
 
+    // It knows nothing of the draft block, which is made without it.
+    let draft = Options { imatrix: Some((&read, "i.gguf")), content: Content::Draft, ..options(Recipe::Q2) };
+    let draft = Plan::new(&checkpoint, &draft).unwrap();
+    assert!(!draft.tensors().is_empty() && draft.tensors().iter().all(|t| !t.is_weighted()));
+
     let refused = |imatrix: &Imatrix| {
         let options = Options { imatrix: Some((imatrix, "i.gguf")), ..options(Recipe::Q2) };
         Plan::new(&checkpoint, &options).err().unwrap().to_string()

@@ -72,7 +72,7 @@ pub(crate) struct TextArgs {
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(2..).map(|n| n as usize))]
     pub(crate) ctx: usize,
     /// Most tokens in all; of more, sequences evenly spread over the texts are taken
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..).map(|n| n as usize))]
     pub(crate) max_tokens: Option<usize>,
     /// f32 activations against decoded weights instead of int8 activations
     #[arg(long)]

@@ -11,7 +11,7 @@ use crate::load::{self, Wants, WithEngine};
 use crate::texts::Texts;
 use ds4_engine::Engine;
 use ds4_gguf::Gguf;
-use ds4_model::Tap;
+use ds4_model::{Shape, Tap};
 use ds4_quantize::quality::{Agreement, Row, StepErrors};
 use ds4_text::{Profile, Tokenizer};
 use std::fs::File;
@@ -29,21 +29,27 @@ const BUFFER: usize = 1 << 20;
 
 pub(crate) fn run(args: &CompareArgs) -> Result<ExitCode> {
     let (base, other) = (Gguf::open(&args.base)?, Gguf::open(&args.other)?);
+    let shapes = (Shape::from_gguf(&base)?, Shape::from_gguf(&other)?);
+    let dims = |s: &Shape| (s.vocab, s.width, s.streams, s.layers.clone());
+    if dims(&shapes.0) != dims(&shapes.1) {
+        let (base, other) = (args.base.display(), args.other.display());
+        return Err(format!("{base} and {other}: models of different shapes, expected two of one").into());
+    }
     let tokenizer = Tokenizer::from_gguf(base.metadata())?;
     let most = args.text.max_tokens.unwrap_or(TOKENS);
     let text = TextArgs { max_tokens: Some(most), ..args.text };
     let texts = Texts::read(&args.file, &tokenizer, Profile::of_file(base.metadata()), &text)?;
     let model = ModelArgs { model: None, mtp: None, compute: args.compute.clone() };
     let wants = Wants::scoring(text.exact, texts.longest());
-    let mut scratch = Scratch { logits: tempfile::tempfile()?, steps: tempfile::tempfile()? };
+    let scratch = Scratch { logits: tempfile::tempfile()?, steps: tempfile::tempfile()? };
     load::with_engine(
         &base,
         &model,
         wants,
-        First { tokenizer: &tokenizer, texts: &texts, scratch: &mut scratch },
+        First { tokenizer: &tokenizer, texts: &texts, scratch: &scratch },
     )?;
-    scratch.logits.rewind()?;
-    scratch.steps.rewind()?;
+    (&scratch.logits).rewind()?;
+    (&scratch.steps).rewind()?;
     load::with_engine(
         &other,
         &model,
@@ -98,7 +104,7 @@ fn read(file: &mut impl Read, n: usize) -> std::io::Result<Vec<f32>> {
 struct First<'a> {
     tokenizer: &'a Tokenizer,
     texts: &'a Texts,
-    scratch: &'a mut Scratch,
+    scratch: &'a Scratch,
 }
 
 impl WithEngine for First<'_> {

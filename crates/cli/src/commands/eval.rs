@@ -1,5 +1,6 @@
 //! `ds4 eval`: scores of a model on generated cases with checkable answers.
 
+use super::lines;
 use crate::Result;
 use crate::args::EvalArgs;
 use crate::device::{Description, Device};
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -117,22 +118,9 @@ fn score<B: Device>(loaded: &mut Loaded<B>, cases: &[Case], verbose: bool) -> Re
 
 /// The cases of a file, or of every `.jsonl` file of a folder.
 fn cases(path: &Path) -> Result<Vec<Case>> {
-    let named = |e: std::io::Error| format!("{}: {e}", path.display());
-    let mut files: Vec<PathBuf> = vec![path.into()];
-    if path.is_dir() {
-        let entries = std::fs::read_dir(path).map_err(named)?;
-        files = entries.map(|e| Ok(e?.path())).collect::<std::io::Result<_>>().map_err(named)?;
-        files.retain(|f| f.extension().is_some_and(|e| e == "jsonl"));
-        files.sort();
-    }
     let mut cases = Vec::new();
-    for file in files {
-        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
-        for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-            cases.push(
-                serde_json::from_str(line).map_err(|e| format!("{}: line {}: {e}", file.display(), i + 1))?,
-            );
-        }
+    for file in lines::files(path, &["jsonl"])? {
+        cases.extend(lines::read(&file, |line| Ok(serde_json::from_str::<Case>(line)?))?);
     }
     Ok(cases)
 }

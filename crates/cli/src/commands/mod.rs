@@ -10,7 +10,7 @@ pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;
-mod lines;
+pub(crate) mod lines;
 pub(crate) mod logits;
 pub(crate) mod parse;
 pub(crate) mod perplexity;

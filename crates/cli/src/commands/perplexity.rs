@@ -1,15 +1,17 @@
 //! `ds4 perplexity`: how well a model predicts a text, or given answers.
 
+use super::lines;
 use crate::args::PerplexityArgs;
 use crate::device::{Description, Device};
 use crate::load::{self, Wants, WithEngine, check_vocabulary};
-use crate::texts::Texts;
+use crate::texts::{ROWS, Texts};
 use crate::{Result, ui};
 use ds4_engine::Engine;
 use ds4_model::NoTap;
 use ds4_quantize::quality::{Nll, Row};
 use ds4_text::{Mode, Profile, Tokenizer, official};
 use serde::Deserialize;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -84,18 +86,8 @@ struct Case {
 }
 
 fn cases(path: &Path, tokenizer: &Tokenizer, profile: Profile) -> Result<Vec<Case>> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
-    let cases: Result<Vec<_>> = lines
-        .map(|(i, line)| {
-            case(line, tokenizer, profile)
-                .map_err(|e| format!("{}: line {}: {e}", path.display(), i + 1).into())
-        })
-        .collect();
-    match cases {
-        Ok(cases) if cases.is_empty() => Err(format!("{}: no line in it", path.display()).into()),
-        other => other,
-    }
+    let cases = lines::read(path, |line| case(line, tokenizer, profile))?;
+    if cases.is_empty() { Err(format!("{}: no line in it", path.display()).into()) } else { Ok(cases) }
 }
 
 fn case(line: &str, tokenizer: &Tokenizer, profile: Profile) -> Result<Case> {
@@ -182,29 +174,29 @@ impl WithEngine for Answers {
 /// Scores an answer's tokens, each by what comes before it.
 fn score<B: Device>(engine: &mut Engine<B>, case: &Case, total: &mut Nll) -> Result<Scored> {
     let vocab = engine.shape().vocab;
-    let all = [case.prompt.as_slice(), &case.answer].concat();
-    let mut session = engine.session(all.len())?;
+    let mut session = engine.session(case.prompt.len() + case.answer.len())?;
+    engine.sync(&mut session, &case.prompt, &mut |_, _| ControlFlow::Continue(()))?;
     let mut scored = Scored { nll: Nll::default(), differs_at: None, off: None };
     let (mut sum, mut most) = (0.0, 0.0f64);
-    let rows = engine.max_rows().min(256);
-    for (i, piece) in all.chunks(rows).enumerate() {
-        let (logits, _) = engine.score(&mut session, piece, None, &mut NoTap)?;
-        for (k, row) in logits.chunks_exact(vocab).enumerate() {
-            // The token that comes next, if it is the answer's.
-            let Some(at) = (i * rows + k + 1).checked_sub(case.prompt.len()) else { continue };
-            let Some(&token) = case.answer.get(at) else { continue };
-            let row = Row::new(row);
-            let log_prob = row.log_prob(token as usize);
-            scored.nll.add(log_prob);
-            total.add(log_prob);
-            if row.best != token as usize {
-                scored.differs_at.get_or_insert(at);
-            }
-            if let Some(reference) = &case.reference {
-                let off = (log_prob - reference[at]).abs();
-                (sum, most) = (sum + off, most.max(off));
-            }
+    let mut see = |at: usize, logits: &[f32]| {
+        let (row, token) = (Row::new(logits), case.answer[at] as usize);
+        let log_prob = row.log_prob(token);
+        scored.nll.add(log_prob);
+        total.add(log_prob);
+        if row.best != token {
+            scored.differs_at.get_or_insert(at);
         }
+        if let Some(reference) = &case.reference {
+            let off = (log_prob - reference[at]).abs();
+            (sum, most) = (sum + off, most.max(off));
+        }
+    };
+    see(0, session.logits());
+    let rows = ROWS.min(engine.max_rows());
+    // What comes behind the last is nobody's question.
+    for (i, piece) in case.answer[..case.answer.len() - 1].chunks(rows).enumerate() {
+        let (logits, _) = engine.score(&mut session, piece, None, &mut NoTap)?;
+        logits.chunks_exact(vocab).enumerate().for_each(|(k, row)| see(i * rows + k + 1, row));
     }
     scored.off = case.reference.as_ref().map(|r| (sum / r.len() as f64, most));
     Ok(scored)

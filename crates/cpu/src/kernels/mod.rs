@@ -26,7 +26,7 @@ pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
 /// bits that [`Dots`] gives.
 pub type Rows16 = fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]);
 
-/// Weight rows of a [`Rows16`].
+/// Weight rows of a [`Rows16`]: lanes of a vector.
 const ROWS: usize = 16;
 
 /// Fewest activation rows for which laying weights out for them pays.

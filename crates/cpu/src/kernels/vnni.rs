@@ -7,7 +7,7 @@
 //!   weight row, so nothing is ever summed across lanes.
 #![allow(unsafe_code)]
 
-use super::{Columns, Kernels, Level, avx512, tiles};
+use super::{Columns, Kernels, Level, ROWS, avx512, tiles};
 use ds4_quant::act::Act32;
 use ds4_quant::{BlockQ8_0, f16_to_f32};
 use std::arch::x86_64::*;
@@ -21,9 +21,6 @@ pub(super) const KERNELS: Kernels = Kernels {
     q8_0_rows: Some(|rows, x, out| unsafe { q8_0_rows(rows, x, out) }),
     ..avx512::KERNELS
 };
-
-/// Weight rows of a tile: lanes of a vector.
-pub(super) const ROWS: usize = 16;
 
 /// Values of a block.
 const BLOCK: usize = 32;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// Tensors that a step's input meets, by the step's name: one set of moments serves them all.
-const DENSE: [(&str, &[&str]); 6] = [
+const DENSE: [(&str, &[&str]); 7] = [
     (
         "attn_in",
         &[
@@ -23,6 +23,7 @@ const DENSE: [(&str, &[&str]); 6] = [
     ("heads", &["attn_output_a"]),
     ("out_low", &["attn_output_b"]),
     ("ffn_in", &["ffn_gate_inp", "ffn_gate_shexp", "ffn_up_shexp"]),
+    ("hidden", &["ffn_down_shexp"]),
     ("output_in", &["output"]),
 ];
 
@@ -119,9 +120,8 @@ impl Collector {
             }
         };
         for ((block, step), sums) in &self.steps {
-            let (_, names) =
-                DENSE.iter().find(|(s, _)| s == step).copied().unwrap_or(("", &["ffn_down_shexp"]));
-            names.iter().for_each(|name| put(format!("{block}{name}.weight"), sums));
+            let names = DENSE.iter().filter(|(s, _)| s == step).flat_map(|(_, names)| *names);
+            names.for_each(|name| put(format!("{block}{name}.weight"), sums));
         }
         for (block, sums) in &self.gates {
             put(format!("{block}ffn_gate_exps.weight"), sums);
@@ -161,7 +161,7 @@ impl Collector {
 impl Tap for Collector {
     fn wants(&self, name: &str) -> bool {
         let step = name.rsplit('.').next().unwrap_or(name);
-        matches!(step, "router_ids" | "hidden") || DENSE.iter().any(|(s, _)| *s == step)
+        step == "router_ids" || DENSE.iter().any(|(s, _)| *s == step)
     }
 
     fn rows(&mut self, name: &str, width: usize, values: &[f32]) {
