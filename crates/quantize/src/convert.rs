@@ -192,3 +192,33 @@ fn representable(from: &str, row: usize, values: &[f32], ty: TensorType) -> Resu
 fn write(sink: &mut dyn Write, bytes: &[u8]) -> Result<(), Error> {
     sink.write_all(bytes).map_err(|source| Error::Io { path: "output".into(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Checkpoint, Content, Imatrix, Moments, Options, Plan, Recipe};
+    use std::path::Path;
+
+    /// What an interrupted run left is of use to the same plan only.
+    #[test]
+    #[allow(clippy::unwrap_used)]
+    fn the_key_is_that_of_the_importances() {
+        let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/ds4-nano");
+        let checkpoint = Checkpoint::open(Path::new(nano)).unwrap();
+        let key = |last: Option<f32>| {
+            // The last column of the last expert.
+            let imatrix = last.map(|last| {
+                let mut moments = Moments { sums: vec![1.0; 8 * 256], counts: vec![100.0; 8] };
+                moments.sums[8 * 256 - 1] = last;
+                let tensors = [("blk.5.ffn_down_exps.weight".to_owned(), moments)].into();
+                Imatrix { tensors, ..Imatrix::default() }
+            });
+            let imatrix = imatrix.as_ref().map(|m| (m, "i.gguf"));
+            let options =
+                Options { name: "x", recipe: Recipe::Q2, overrides: &[], imatrix, content: Content::Whole };
+            Plan::new(&checkpoint, &options).unwrap().key()
+        };
+        assert_eq!(key(Some(1.0)), key(Some(1.0)));
+        assert_ne!(key(Some(1.0)), key(Some(2.0)));
+        assert_ne!(key(Some(1.0)), key(None));
+    }
+}
