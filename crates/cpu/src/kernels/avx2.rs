@@ -20,10 +20,13 @@ pub(super) const KERNELS: Kernels = Kernels {
     q8_0_rows: None,
     // SAFETY: as above.
     q2_k: |row, x, out| unsafe { q2_k_dots(row, x, out) },
+    q2_k_rows: None,
     // SAFETY: as above.
     q4_k: |row, x, out| unsafe { q4_k_dots(row, x, out) },
+    q4_k_rows: None,
     // SAFETY: as above.
     iq2_xxs: |row, x, out| unsafe { iq2_xxs_dots(row, x, out) },
+    iq2_xxs_rows: None,
     // SAFETY: as above.
     dot: |a, b| unsafe { dot(a, b) },
     // SAFETY: as above.

@@ -65,27 +65,32 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
+    #[inline]
     fn range(&self, j: usize, per: usize) -> std::ops::Range<usize> {
         let start = self.index[j] as usize * (self.stride / per) + self.offset / per;
         start..start + self.len / per
     }
 
     /// The `j`th row as floats.
+    #[inline]
     pub fn float(&self, j: usize) -> &'a [f32] {
         &self.floats[self.range(j, 1)]
     }
 
     /// The `j`th row quantized per 32.
+    #[inline]
     pub fn act32(&self, j: usize) -> Act32<'a> {
         Act32 { q: &self.q[self.range(j, 1)], d: &self.d[self.range(j, 32)] }
     }
 
     /// Sums of the `j`th row per 32.
+    #[inline]
     pub fn sums32(&self, j: usize) -> &'a [i16] {
         &self.sums[self.range(j, 32)]
     }
 
     /// The `j`th row quantized per 256.
+    #[inline]
     pub fn act256(&self, j: usize) -> Act256<'a> {
         Act256 {
             q: &self.q[self.range(j, 1)],
@@ -121,8 +126,10 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and DQ.
     Avx512,
-    /// The same with VNNI.
+    /// The same with VNNI (Cascade Lake and later).
     Vnni,
+    /// The same with VBMI (Ice Lake, Zen 4 and later).
+    Vbmi,
     /// 64-bit Arm.
     Neon,
 }
@@ -145,6 +152,8 @@ impl Level {
             levels.extend(avx512.then_some(Level::Avx512));
             let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
             levels.extend(vnni.then_some(Level::Vnni));
+            let vbmi = vnni && is_x86_feature_detected!("avx512vbmi");
+            levels.extend(vbmi.then_some(Level::Vbmi));
         }
         #[cfg(target_arch = "aarch64")]
         levels.push(Level::Neon);
@@ -168,14 +177,20 @@ pub struct Kernels {
     pub f16: Dots,
     /// Q8_0 weights, int8 activations per 32.
     pub q8_0: Dots,
-    /// The same for 16 rows and many activation rows, where that is faster.
+    /// The same for 16 rows and many activation rows, where that is faster; so below.
     pub q8_0_rows: Option<Rows16>,
     /// Q2_K weights, int8 activations per 256.
     pub q2_k: Dots,
+    /// Many rows of them.
+    pub q2_k_rows: Option<Rows16>,
     /// Q4_K weights, int8 activations per 256.
     pub q4_k: Dots,
+    /// Many rows of them.
+    pub q4_k_rows: Option<Rows16>,
     /// IQ2_XXS weights, int8 activations per 256.
     pub iq2_xxs: Dots,
+    /// Many rows of them.
+    pub iq2_xxs_rows: Option<Rows16>,
     /// Dot product of two float vectors of equal length.
     pub dot: fn(&[f32], &[f32]) -> f32,
     /// `y += a * x`.
@@ -195,7 +210,9 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]
-            Level::Vnni => vnni::KERNELS,
+            Level::Vnni => vnni::VNNI,
+            #[cfg(target_arch = "x86_64")]
+            Level::Vbmi => vnni::VBMI,
             #[cfg(target_arch = "aarch64")]
             Level::Neon => neon::KERNELS,
             #[allow(unreachable_patterns)]
@@ -207,16 +224,14 @@ impl Kernels {
     /// is off, else in floats.
     pub fn product(&self, ty: TensorType, exact: bool) -> Option<Product> {
         use TensorType as T;
-        let direct = |input, dots| Some(Product { input, dots, rows: None, decode: None });
+        let direct = |input, dots, rows| Some(Product { input, dots, rows, decode: None });
         match ty {
-            T::F32 => direct(Input::Float, self.f32),
-            T::F16 => direct(Input::Float, self.f16),
-            T::Q8_0 if !exact => {
-                Some(Product { input: Input::Int32, dots: self.q8_0, rows: self.q8_0_rows, decode: None })
-            }
-            T::Q2K if !exact => direct(Input::Int256, self.q2_k),
-            T::Q4K if !exact => direct(Input::Int256, self.q4_k),
-            T::Iq2Xxs if !exact => direct(Input::Int256, self.iq2_xxs),
+            T::F32 => direct(Input::Float, self.f32, None),
+            T::F16 => direct(Input::Float, self.f16, None),
+            T::Q8_0 if !exact => direct(Input::Int32, self.q8_0, self.q8_0_rows),
+            T::Q2K if !exact => direct(Input::Int256, self.q2_k, self.q2_k_rows),
+            T::Q4K if !exact => direct(Input::Int256, self.q4_k, self.q4_k_rows),
+            T::Iq2Xxs if !exact => direct(Input::Int256, self.iq2_xxs, self.iq2_xxs_rows),
             ty if is_supported(ty) => {
                 Some(Product { input: Input::Float, dots: self.f32, rows: None, decode: Some(ty) })
             }

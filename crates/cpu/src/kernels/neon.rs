@@ -17,8 +17,11 @@ pub(super) const KERNELS: Kernels = Kernels {
     q8_0: q8_0_dots,
     q8_0_rows: None,
     q2_k: q2_k_dots,
+    q2_k_rows: None,
     q4_k: q4_k_dots,
+    q4_k_rows: None,
     iq2_xxs: iq2_xxs_dots,
+    iq2_xxs_rows: None,
     dot: |a, b| f32_tile::<1>(a, [b])[0],
     axpy,
 };

@@ -12,8 +12,11 @@ pub(super) const KERNELS: Kernels = Kernels {
     q8_0: |row, x, out| quantized(TensorType::Q8_0, row, x, out),
     q8_0_rows: None,
     q2_k: |row, x, out| quantized(TensorType::Q2K, row, x, out),
+    q2_k_rows: None,
     q4_k: |row, x, out| quantized(TensorType::Q4K, row, x, out),
+    q4_k_rows: None,
     iq2_xxs: |row, x, out| quantized(TensorType::Iq2Xxs, row, x, out),
+    iq2_xxs_rows: None,
     dot: |a, b| a.iter().zip(b).map(|(a, b)| a * b).sum(),
     axpy: |a, x, y| y.iter_mut().zip(x).for_each(|(y, x)| *y += a * x),
 };

@@ -1,33 +1,18 @@
-//! AVX-512 with VNNI: four products of bytes and their sum in one instruction.
-//!
-//! Q8_0 has two kernels that give the same bits. Sums over a block of 32 are exact integers. There are four sums of blocks, one for every
-//! fourth block: `acc = fma(block, weight scale * activation scale, acc)`, in order; the product is `(acc0 + acc1) + (acc2 + acc3)`.
-//! * Few activation rows: a weight row at a time, bound by memory.
-//! * Many: 16 weight rows are laid out once so that a vector holds four bytes of each, and meet all activation rows; a lane is a
-//!   weight row, so nothing is ever summed across lanes.
-#![allow(unsafe_code)]
+//! Q8_0, 34 bytes a block of 32. One row: seven instructions a block and activation row, bound by memory. Many rows: laid out plus 128,
+//! scaled once a block in floats.
 
-use super::{Columns, Kernels, Level, ROWS, avx512, tiles};
+use super::*;
+use crate::kernels::{Columns, ROWS, tiles};
+use ds4_quant::BlockQ8_0;
 use ds4_quant::act::Act32;
-use ds4_quant::{BlockQ8_0, f16_to_f32};
-use std::arch::x86_64::*;
 use std::cell::RefCell;
-
-pub(super) const KERNELS: Kernels = Kernels {
-    level: Level::Vnni,
-    // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
-    q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
-    // SAFETY: as above.
-    q8_0_rows: Some(|rows, x, out| unsafe { q8_0_rows(rows, x, out) }),
-    ..avx512::KERNELS
-};
 
 /// Values of a block.
 const BLOCK: usize = 32;
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn load(q: &[i8], at: usize) -> __m256i {
+fn load_block(q: &[i8], at: usize) -> __m256i {
     let q = &q[at..at + BLOCK];
     // SAFETY: `q` has 32 bytes; the load needs no alignment.
     unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
@@ -37,25 +22,21 @@ fn load(q: &[i8], at: usize) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn products(block: &BlockQ8_0, x: &[i8], b: usize) -> __m256i {
-    let w = load(&block.q, 0);
-    _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(load(x, BLOCK * b), w))
-}
-
-/// Scales of four blocks.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn scales(four: &[BlockQ8_0; 4]) -> __m128 {
-    let d = four.each_ref().map(|block| u64::from(u16::from_le_bytes(block.d)));
-    _mm_cvtph_ps(_mm_cvtsi64_si128((d[0] | d[1] << 16 | d[2] << 32 | d[3] << 48) as i64))
+    let w = load_block(&block.q, 0);
+    _mm256_dpbusd_epi32(
+        _mm256_setzero_si256(),
+        _mm256_abs_epi8(w),
+        _mm256_sign_epi8(load_block(x, BLOCK * b), w),
+    )
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
+fn row_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
     let mut acc = [_mm_setzero_ps(); N];
     let (fours, rest) = row.as_chunks::<4>();
     for (i, four) in fours.iter().enumerate() {
         let b = 4 * i;
-        let d = scales(four);
+        let d = halves(four.each_ref().map(|block| block.d));
         for j in 0..N {
             let p = [0, 1, 2, 3].map(|k| products(&four[k], x[j].q, b + k));
             let p = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
@@ -85,9 +66,9 @@ fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q8_0_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+pub(super) fn dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
-    tiles!(x, out, act32, q8_0_tile, row);
+    tiles!(x, out, act32, row_tile, row);
 }
 
 /// 16 rows of blocks, side by side.
@@ -125,7 +106,7 @@ thread_local! {
 
 /// `out [16, columns]`: products of 16 weight rows, one behind the other, with the columns.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q8_0_rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     PACKED.with_borrow_mut(|packed| {
         packed.load(rows);
         let n = x.index.len();

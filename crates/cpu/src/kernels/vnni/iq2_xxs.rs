@@ -1,0 +1,222 @@
+//! IQ2_XXS, 66 bytes a block: 32 look-ups in a grid of 256 codes of eight magnitudes, and signs.
+//!
+//! With VBMI a block of 256 is unpacked by 30 instructions and without a load from a table: a code is 8 fields of two bits, the table of
+//! codes is eight registers, and one instruction moves each field to a byte of its own.
+
+use super::tile::{self, Block256};
+use super::*;
+use crate::kernels::{Columns, tiles};
+use ds4_quant::act::Act256;
+use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID};
+
+/// A block's magnitudes, in order, and a bit for every negative one.
+type Unpacked = ([__m512i; 4], [u64; 4]);
+
+/// Places of the groups' scales (words `4 g`), as words, where the products of two quarters are packed to words.
+const SCALES: [[i16; 32]; 2] = {
+    let mut index = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 64 {
+        let (pair, lane, word) = (i / 32, i % 32 / 8, i % 8);
+        let quarter = 2 * pair + word / 4;
+        index[pair][i % 32] = (4 * (2 * quarter + lane / 2)) as i16;
+        i += 1;
+    }
+    index
+};
+
+/// The eight sign bits of seven.
+static SIGNS: [u8; 128] = {
+    let mut signs = [0; 128];
+    let mut s7 = 0;
+    while s7 < 128 {
+        signs[s7] = s7 as u8 | ((s7 as u32).count_ones() as u8 & 1) << 7;
+        s7 += 1;
+    }
+    signs
+};
+
+/// `2 s + 1` of each group, in 64 bits.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn scales_of(block: &BlockIq2Xxs) -> __m512i {
+    let groups = load(bytemuck::cast_ref(&block.groups));
+    // The bit below a scale becomes the one.
+    _mm512_or_si512(_mm512_srli_epi64::<59>(groups), _mm512_set1_epi64(1))
+}
+
+macro_rules! kernels {
+    ($features:literal, $unpack:path) => {
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn products<const N: usize>(
+            block: &BlockIq2Xxs,
+            x: [(&[i8; 256], &[i16; 16]); N],
+        ) -> [(__m512i, __m512i); N] {
+            let (levels, signs) = $unpack(block);
+            let scales = scales_of(block);
+            let scales = [
+                _mm512_permutexvar_epi16(index(&SCALES[0]), scales),
+                _mm512_permutexvar_epi16(index(&SCALES[1]), scales),
+            ];
+            let zero = _mm512_setzero_si512();
+            let mut out = [(zero, zero); N];
+            for (out, (x, _)) in out.iter_mut().zip(x) {
+                let mut p = [zero; 4];
+                for k in 0..4 {
+                    let x = quarter(x, k);
+                    p[k] = _mm512_dpbusd_epi32(zero, levels[k], _mm512_mask_sub_epi8(x, signs[k], zero, x));
+                }
+                // Four products of at most 43 * 127 fit 16 bits.
+                let low = _mm512_dpwssd_epi32(zero, _mm512_packs_epi32(p[0], p[1]), scales[0]);
+                out.0 = _mm512_dpwssd_epi32(low, _mm512_packs_epi32(p[2], p[3]), scales[1]);
+            }
+            out
+        }
+
+        block_dots!($features, BlockIq2Xxs, products, 0.125, None);
+
+        /// 16 weight rows with the columns; see [`tile`]. Weights are laid out plus 128.
+        #[target_feature(enable = $features)]
+        pub(in super::super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+            tile::with_packed(|packed| {
+                let blocks = packed.room::<BlockIq2Xxs>(rows);
+                let middle = _mm512_set1_epi8(-128);
+                for b in 0..blocks {
+                    let mut bytes = [[_mm512_setzero_si512(); 4]; 16];
+                    for (r, bytes) in bytes.iter_mut().enumerate() {
+                        let block: &BlockIq2Xxs = tile::block(rows, r, b);
+                        let (levels, signs) = $unpack(block);
+                        for k in 0..4 {
+                            let up = _mm512_add_epi8(middle, levels[k]);
+                            bytes[k] = _mm512_mask_sub_epi8(up, signs[k], middle, levels[k]);
+                        }
+                        let scales = std::array::from_fn(|g| i32::from(block.groups[g][7] >> 4) * 2 + 1);
+                        let minima = std::array::from_fn(|i| 128 * scales[i / 2] as i16);
+                        packed.set(b, r, &Block256 { scales, minima, d: block.d, dmin: [0; 2] });
+                    }
+                    packed.lay_out(b, &bytes);
+                }
+                tile::multiply::<true, true>(packed, 0.125, x, out);
+            });
+        }
+    };
+}
+
+/// By loads from the grid.
+pub(super) mod table {
+    use super::*;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn unpack(block: &BlockIq2Xxs) -> Unpacked {
+        let mut levels = [[[0u8; 8]; 8]; 4];
+        let mut signs = [[0u8; 8]; 4];
+        for g in 0..8 {
+            let (codes, aux) = block.group(g);
+            for v in 0..4 {
+                let i = g % 2 * 4 + v;
+                levels[g / 2][i] = IQ2XXS_GRID[(codes >> (8 * v)) as usize & 255];
+                signs[g / 2][i] = SIGNS[(aux >> (7 * v)) as usize & 127];
+            }
+        }
+        let mut out = [_mm512_setzero_si512(); 4];
+        for (out, levels) in out.iter_mut().zip(&levels) {
+            *out = load(bytemuck::cast_ref(levels));
+        }
+        (out, signs.map(u64::from_le_bytes))
+    }
+
+    kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", unpack);
+}
+
+/// By VBMI.
+pub(super) mod vbmi {
+    use super::*;
+
+    /// The grid, a magnitude in two bits: 0, 1, 2 for 8, 25, 43.
+    static GRID: [[u16; 32]; 8] = {
+        let mut grid = [[0; 32]; 8];
+        let mut code = 0;
+        while code < 256 {
+            let mut k = 0;
+            while k < 8 {
+                let level = IQ2XXS_GRID[code][k] as u16 / 20;
+                grid[code / 32][code % 32] |= level << (2 * k);
+                k += 1;
+            }
+            code += 1;
+        }
+        grid
+    };
+
+    /// Where the 32 codes of a block are, for the low byte of every word.
+    static CODES: [u8; 64] = {
+        let mut at = [0; 64];
+        let mut i = 0;
+        while i < 32 {
+            at[2 * i] = (8 * (i / 4) + i % 4) as u8;
+            i += 1;
+        }
+        at
+    };
+
+    /// Words `8 quarter..` to the low words of eight lanes.
+    static SPREAD: [[i16; 32]; 4] = {
+        let mut at = [[0; 32]; 4];
+        let mut i = 0;
+        while i < 32 {
+            at[i / 8][4 * (i % 8)] = i as i16;
+            i += 1;
+        }
+        at
+    };
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    fn unpack(block: &BlockIq2Xxs) -> Unpacked {
+        let groups = load(bytemuck::cast_ref(&block.groups));
+        let codes = _mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, load(&CODES), groups);
+        let grid = |i: usize| index_u16(&GRID[i]);
+        let pair = |i: usize| _mm512_permutex2var_epi16(grid(2 * i), codes, grid(2 * i + 1));
+        let bit6 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(64));
+        let bit7 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(128));
+        let low = _mm512_mask_blend_epi16(bit6, pair(0), pair(1));
+        let high = _mm512_mask_blend_epi16(bit6, pair(2), pair(3));
+        let words = _mm512_mask_blend_epi16(bit7, low, high);
+        // Fields of two bits to bytes, whose upper bits the look-up ignores or finds repeated.
+        let fields = _mm512_set1_epi64(0x0e0c_0a08_0604_0200);
+        let magnitudes = _mm512_set1_epi32(0x002b_1908);
+        let mut levels = [_mm512_setzero_si512(); 4];
+        for (levels, at) in levels.iter_mut().zip(&SPREAD) {
+            let lanes = _mm512_permutexvar_epi16(index(at), words);
+            *levels = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(fields, lanes), magnitudes);
+        }
+        let sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x352e_2720), groups);
+        let (low, high) = (&SIGNS.as_chunks::<64>().0[0], &SIGNS.as_chunks::<64>().0[1]);
+        let eights = _mm512_permutex2var_epi8(load(low), sevens, load(high));
+        let mut signs = [0u64; 4];
+        // SAFETY: `signs` has 32 bytes; the store needs no alignment.
+        unsafe { _mm256_storeu_si256(signs.as_mut_ptr().cast(), _mm512_cvtepi64_epi32(eights)) };
+        (levels, signs)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn index_u16(words: &[u16; 32]) -> __m512i {
+        load(bytemuck::cast_ref(words))
+    }
+
+    kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi", unpack);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ds4_quant::iq2_signs;
+
+    #[test]
+    fn signs_agree_with_the_reference() {
+        assert!(SIGNS.iter().enumerate().all(|(s7, &s)| s == iq2_signs(s7 as u32)));
+    }
+}

@@ -1,0 +1,225 @@
+//! 16 weight rows of blocks of 256, laid out side by side, with many activation rows.
+//!
+//! A step multiplies a vector that holds four bytes of each row with four bytes of an activation row; a vector that was loaded meets eight
+//! activation rows. Groups of 32 are scaled in integers, minima meet the activations' sums in integers: what the one-row kernels add up,
+//! in another order, so the sum over a block is the same.
+
+use super::*;
+use crate::kernels::{Columns, ROWS};
+use ds4_quant::act::Act256;
+use std::cell::RefCell;
+
+/// Activation rows that a loaded vector meets.
+const COLUMNS: usize = 8;
+
+/// What a block has besides its quants.
+pub(super) struct Block256 {
+    pub(super) scales: [i32; 8],
+    pub(super) minima: [i16; 16],
+    pub(super) d: [u8; 2],
+    pub(super) dmin: [u8; 2],
+}
+
+/// 16 rows of blocks, side by side.
+#[derive(Default)]
+pub(super) struct Packed {
+    /// `[blocks, 64, 16 rows, 4]`: quants, unsigned.
+    q: Vec<[[u8; 4 * ROWS]; 64]>,
+    /// `[blocks, 8, 16 rows]`: scales of the groups of 32.
+    scales: Vec<[[i32; ROWS]; 8]>,
+    /// `[blocks, 8, 16 rows, 2]`: minima of 16.
+    minima: Vec<[[[i16; 2]; ROWS]; 8]>,
+    /// `[blocks, 16 rows]`.
+    d: Vec<[f32; ROWS]>,
+    dmin: Vec<[f32; ROWS]>,
+}
+
+thread_local! {
+    static PACKED: RefCell<Packed> = RefCell::default();
+}
+
+/// Lends the running thread's buffer.
+pub(super) fn with_packed(f: impl FnOnce(&mut Packed)) {
+    PACKED.with_borrow_mut(f);
+}
+
+/// Block `b` of row `r` of 16.
+#[inline]
+pub(super) fn block<B: bytemuck::Pod>(rows: &[u8], r: usize, b: usize) -> &B {
+    let row = rows.len() / ROWS;
+    let at = r * row + b * size_of::<B>();
+    bytemuck::from_bytes(&rows[at..at + size_of::<B>()])
+}
+
+impl Packed {
+    /// Makes room for 16 rows; their number of blocks.
+    pub(super) fn room<B>(&mut self, rows: &[u8]) -> usize {
+        let blocks = rows.len() / ROWS / size_of::<B>();
+        self.q.resize(blocks, [[0; 4 * ROWS]; 64]);
+        self.scales.resize(blocks, [[0; ROWS]; 8]);
+        self.minima.resize(blocks, [[[0; 2]; ROWS]; 8]);
+        self.d.resize(blocks, [0.0; ROWS]);
+        self.dmin.resize(blocks, [0.0; ROWS]);
+        blocks
+    }
+
+    #[inline]
+    pub(super) fn set(&mut self, b: usize, r: usize, block: &Block256) {
+        let (scales, minima) = (&mut self.scales[b], &mut self.minima[b]);
+        for (g, pair) in block.minima.as_chunks::<2>().0.iter().enumerate() {
+            scales[g][r] = block.scales[g];
+            minima[g][r] = *pair;
+        }
+        self.d[b][r] = f16_to_f32(block.d);
+        self.dmin[b][r] = f16_to_f32(block.dmin);
+    }
+
+    /// Lays out the bytes of a block of each row, four vectors a row.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn lay_out(&mut self, b: usize, bytes: &[[__m512i; 4]; ROWS]) {
+        for (part, out) in self.q[b].as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let mut rows = [_mm512_setzero_si512(); ROWS];
+            for (row, bytes) in rows.iter_mut().zip(bytes) {
+                *row = bytes[part];
+            }
+            for (out, v) in out.iter_mut().zip(transpose(rows)) {
+                // SAFETY: `out` has 64 bytes; the store needs no alignment.
+                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) };
+            }
+        }
+    }
+}
+
+/// Rows of 16 words to columns.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // Four rows at a time: `quads[4 g + m]` has words `4 lane + m` of rows `4 g..4 g + 4`.
+    let mut quads = rows;
+    for (q, r) in quads.as_chunks_mut::<4>().0.iter_mut().zip(rows.as_chunks::<4>().0) {
+        let (a, b) = (_mm512_unpacklo_epi32(r[0], r[1]), _mm512_unpackhi_epi32(r[0], r[1]));
+        let (c, d) = (_mm512_unpacklo_epi32(r[2], r[3]), _mm512_unpackhi_epi32(r[2], r[3]));
+        q[0] = _mm512_unpacklo_epi64(a, c);
+        q[1] = _mm512_unpackhi_epi64(a, c);
+        q[2] = _mm512_unpacklo_epi64(b, d);
+        q[3] = _mm512_unpackhi_epi64(b, d);
+    }
+    let mut out = rows;
+    for m in 0..4 {
+        let [a, b, c, d] = [quads[m], quads[4 + m], quads[8 + m], quads[12 + m]];
+        let (low, high) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
+        out[m] = _mm512_shuffle_i32x4::<0x88>(low, high);
+        out[4 + m] = _mm512_shuffle_i32x4::<0xdd>(low, high);
+        let (low, high) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
+        out[8 + m] = _mm512_shuffle_i32x4::<0x88>(low, high);
+        out[12 + m] = _mm512_shuffle_i32x4::<0xdd>(low, high);
+    }
+    out
+}
+
+/// `out [16, columns]`. `SCALED`: groups have scales. `SIGNED`: minima belong to the quants' sum, as the offset that made them unsigned.
+/// A weight is `unit * d` times a quant.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) fn multiply<const SCALED: bool, const SIGNED: bool>(
+    packed: &Packed,
+    unit: f32,
+    x: &Columns<'_>,
+    out: &mut [f32],
+) {
+    let n = x.index.len();
+    let mut j = 0;
+    while j + COLUMNS <= n {
+        columns::<SCALED, SIGNED, COLUMNS>(packed, unit, x, j, out);
+        j += COLUMNS;
+    }
+    while j + 4 <= n {
+        columns::<SCALED, SIGNED, 4>(packed, unit, x, j, out);
+        j += 4;
+    }
+    while j < n {
+        columns::<SCALED, SIGNED, 1>(packed, unit, x, j, out);
+        j += 1;
+    }
+}
+
+/// Four bytes of an activation row, in every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn spread(x: &[i8; 256], four: usize) -> __m512i {
+    let four: [i8; 4] = x.as_chunks::<4>().0[four];
+    _mm512_set1_epi32(i32::from_ne_bytes(four.map(|v| v as u8)))
+}
+
+/// Columns `j..j + N` of the product.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
+    packed: &Packed,
+    unit: f32,
+    x: &Columns<'_>,
+    j: usize,
+    out: &mut [f32],
+) {
+    let rows: [Act256<'_>; N] = std::array::from_fn(|c| x.act256(j + c));
+    let mut acc = [[_mm512_setzero_ps(); N]; 4];
+    for (b, q) in packed.q.iter().enumerate() {
+        let x: [&[i8; 256]; N] = std::array::from_fn(|c| &rows[c].q.as_chunks().0[b]);
+        let mut int = [_mm512_setzero_si512(); N];
+        for (g, q) in q.as_chunks::<8>().0.iter().enumerate() {
+            let mut part = if SCALED { [_mm512_setzero_si512(); N] } else { int };
+            for (k, w) in q.iter().enumerate() {
+                let w = load(w);
+                for c in 0..N {
+                    part[c] = _mm512_dpbusd_epi32(part[c], w, spread(x[c], 8 * g + k));
+                }
+            }
+            if SCALED {
+                let scale = load(bytemuck::cast_ref(&packed.scales[b][g]));
+                for c in 0..N {
+                    int[c] = _mm512_add_epi32(int[c], _mm512_mullo_epi32(part[c], scale));
+                }
+            } else {
+                int = part;
+            }
+        }
+        let mut minima = [_mm512_setzero_si512(); N];
+        for (k, pairs) in packed.minima[b].iter().enumerate() {
+            let pairs = load(bytemuck::cast_ref(pairs));
+            for c in 0..N {
+                let sums: [i16; 2] = rows[c].sums.as_chunks::<16>().0[b].as_chunks::<2>().0[k];
+                minima[c] = _mm512_dpwssd_epi32(minima[c], pairs, _mm512_set1_epi32(bytemuck::cast(sums)));
+            }
+        }
+        let d = _mm512_mul_ps(floats(&packed.d[b]), _mm512_set1_ps(unit));
+        let dmin = floats(&packed.dmin[b]);
+        for c in 0..N {
+            let scale = _mm512_set1_ps(rows[c].d[b]);
+            let acc = &mut acc[b % 4][c];
+            if SIGNED {
+                let int = _mm512_cvtepi32_ps(_mm512_sub_epi32(int[c], minima[c]));
+                *acc = _mm512_fmadd_ps(int, _mm512_mul_ps(d, scale), *acc);
+            } else {
+                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[c]), _mm512_mul_ps(d, scale), *acc);
+                *acc = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima[c]), _mm512_mul_ps(dmin, scale), *acc);
+            }
+        }
+    }
+    let n = out.len() / ROWS;
+    for c in 0..N {
+        let [a, b, c4, d] = [0, 1, 2, 3].map(|k: usize| acc[k][c]);
+        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c4, d));
+        let mut lanes = [0f32; ROWS];
+        // SAFETY: `lanes` has 16 values; the store needs no alignment.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
+        for (r, v) in lanes.into_iter().enumerate() {
+            out[r * n + j + c] = v;
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn floats(v: &[f32; ROWS]) -> __m512 {
+    // SAFETY: there are 16 values; the load needs no alignment.
+    unsafe { _mm512_loadu_ps(v.as_ptr()) }
+}
