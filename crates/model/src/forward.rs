@@ -378,6 +378,7 @@ fn see_list<B: Backend>(
         return Ok(());
     }
     let name = name.to_string();
+    cx.tap.passed(&name);
     if cx.tap.wants(&name) {
         host.clear();
         read(cx.b, host)?;

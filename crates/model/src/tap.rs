@@ -10,6 +10,8 @@ pub trait Tap {
     fn wants(&self, _name: &str) -> bool {
         self.on()
     }
+    /// The step of a name is done, whether its result is wanted or not.
+    fn passed(&mut self, _name: &str) {}
     /// `values` is row-major, `width` values a row.
     fn rows(&mut self, name: &str, width: usize, values: &[f32]);
 }

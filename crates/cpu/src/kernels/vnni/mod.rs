@@ -48,6 +48,20 @@ pub(super) const VBMI: Kernels = Kernels {
     ..VNNI
 };
 
+/// Bytes that a thread asks for ahead of their use.
+const AHEAD: usize = 4096;
+
+/// Asks for as many bytes as some blocks have, [`AHEAD`] of them: the hardware's prefetchers stop at the ends of pages, and a row of an
+/// expert is shorter than one.
+#[inline]
+fn prefetch<B>(blocks: &[B]) {
+    let first = blocks.as_ptr().cast::<i8>();
+    for at in (0..size_of_val(blocks)).step_by(64) {
+        // SAFETY: a prefetch reads nothing that the program could see, and an address that is not there is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(AHEAD + at)) };
+    }
+}
+
 /// 64 bytes of activations or weights.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -155,13 +169,17 @@ macro_rules! block_dots {
             const MINIMUM: Option<fn(&$block) -> [u8; 2]> = $minimum;
             let mut acc = [_mm_setzero_ps(); N];
             for (i, four) in row.chunks(4).enumerate() {
+                prefetch(four);
                 let mut ints = [[_mm512_setzero_si512(); 4]; N];
                 let mut mins = [[_mm512_setzero_si512(); 4]; N];
                 let (mut d, mut dmin) = ([[0; 2]; 4], [[0; 2]; 4]);
                 for (k, block) in four.iter().enumerate() {
                     let b = 4 * i + k;
-                    let blocks: [_; N] =
-                        std::array::from_fn(|j| (&x[j].q.as_chunks().0[b], &x[j].sums.as_chunks().0[b]));
+                    let at = |j: usize| (&x[j].q.as_chunks().0[b], &x[j].sums.as_chunks().0[b]);
+                    let mut blocks = [at(0); N];
+                    for j in 1..N {
+                        blocks[j] = at(j);
+                    }
                     let products = $products(block, blocks);
                     for j in 0..N {
                         (ints[j][k], mins[j][k]) = products[j];

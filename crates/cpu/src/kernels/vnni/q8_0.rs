@@ -36,6 +36,7 @@ fn row_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
     let (fours, rest) = row.as_chunks::<4>();
     for (i, four) in fours.iter().enumerate() {
         let b = 4 * i;
+        prefetch(four);
         let d = halves(four.each_ref().map(|block| block.d));
         for j in 0..N {
             let p = [0, 1, 2, 3].map(|k| products(&four[k], x[j].q, b + k));
