@@ -111,7 +111,13 @@ struct Bench {
 }
 
 impl Bench {
-    fn forward(&mut self, store: &mut <Cpu as Backend>::Store, start: usize, n: usize, watch: &mut Stopwatch) {
+    fn forward(
+        &mut self,
+        store: &mut <Cpu as Backend>::Store,
+        start: usize,
+        n: usize,
+        watch: &mut Stopwatch,
+    ) {
         let vocab = self.model.shape.vocab as u64;
         let token = |i: usize| ((i as u64).wrapping_mul(2_654_435_761) >> 7) % vocab;
         let tokens: Vec<u32> = (start..start + n).map(|i| token(i) as u32).collect();

@@ -9,8 +9,15 @@ use crate::kernels::{Columns, tiles};
 use ds4_quant::act::Act256;
 use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID};
 
-/// A block's magnitudes, in order, and a bit for every negative one.
-type Unpacked = ([__m512i; 4], [u64; 4]);
+/// A block's magnitudes, in order, and -1 for every negative one.
+type Unpacked = ([__m512i; 4], [__m512i; 4]);
+
+/// `v`, negative where `signs` is -1.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn signed(v: __m512i, signs: __m512i) -> __m512i {
+    _mm512_sub_epi8(_mm512_xor_si512(v, signs), signs)
+}
 
 /// Places of the groups' scales (words `4 g`), as words, where the products of two quarters are packed to words.
 const SCALES: [[i16; 32]; 2] = {
@@ -25,15 +32,21 @@ const SCALES: [[i16; 32]; 2] = {
     index
 };
 
-/// The eight sign bits of seven.
-static SIGNS: [u8; 128] = {
-    let mut signs = [0; 128];
+/// Eight bytes of 0 or -1 for every seven stored sign bits.
+static SIGNS: [i64; 128] = {
+    let mut table = [0; 128];
     let mut s7 = 0;
     while s7 < 128 {
-        signs[s7] = s7 as u8 | ((s7 as u32).count_ones() as u8 & 1) << 7;
+        let s8 = s7 as u32 | (s7 as u32).count_ones() << 7;
+        let (mut bytes, mut k) = ([0; 8], 0);
+        while k < 8 {
+            bytes[k] = if s8 >> k & 1 == 1 { 255 } else { 0 };
+            k += 1;
+        }
+        table[s7] = i64::from_le_bytes(bytes);
         s7 += 1;
     }
-    signs
+    table
 };
 
 /// `2 s + 1` of each group, in 64 bits.
@@ -64,8 +77,7 @@ macro_rules! kernels {
             for (out, (x, _)) in out.iter_mut().zip(x) {
                 let mut p = [zero; 4];
                 for k in 0..4 {
-                    let x = quarter(x, k);
-                    p[k] = _mm512_dpbusd_epi32(zero, levels[k], _mm512_mask_sub_epi8(x, signs[k], zero, x));
+                    p[k] = _mm512_dpbusd_epi32(zero, levels[k], signed(quarter(x, k), signs[k]));
                 }
                 // Four products of at most 43 * 127 fit 16 bits.
                 let low = _mm512_dpwssd_epi32(zero, _mm512_packs_epi32(p[0], p[1]), scales[0]);
@@ -88,8 +100,7 @@ macro_rules! kernels {
                         let block: &BlockIq2Xxs = tile::block(rows, r, b);
                         let (levels, signs) = $unpack(block);
                         for k in 0..4 {
-                            let up = _mm512_add_epi8(middle, levels[k]);
-                            bytes[k] = _mm512_mask_sub_epi8(up, signs[k], middle, levels[k]);
+                            bytes[k] = _mm512_add_epi8(middle, signed(levels[k], signs[k]));
                         }
                         let scales = std::array::from_fn(|g| i32::from(block.groups[g][7] >> 4) * 2 + 1);
                         let minima = std::array::from_fn(|i| 128 * scales[i / 2] as i16);
@@ -107,30 +118,34 @@ macro_rules! kernels {
 pub(super) mod table {
     use super::*;
 
+    /// Magnitudes and signs of a group.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn group((codes, aux): (u32, u32)) -> (__m256i, __m256i) {
+        let level = |v: u32| i64::from_le_bytes(IQ2XXS_GRID[(codes >> (8 * v)) as usize & 255]);
+        let sign = |v: u32| SIGNS[(aux >> (7 * v)) as usize & 127];
+        (
+            _mm256_set_epi64x(level(3), level(2), level(1), level(0)),
+            _mm256_set_epi64x(sign(3), sign(2), sign(1), sign(0)),
+        )
+    }
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn unpack(block: &BlockIq2Xxs) -> Unpacked {
-        let mut levels = [[[0u8; 8]; 8]; 4];
-        let mut signs = [[0u8; 8]; 4];
-        for g in 0..8 {
-            let (codes, aux) = block.group(g);
-            for v in 0..4 {
-                let i = g % 2 * 4 + v;
-                levels[g / 2][i] = IQ2XXS_GRID[(codes >> (8 * v)) as usize & 255];
-                signs[g / 2][i] = SIGNS[(aux >> (7 * v)) as usize & 127];
-            }
+        let (mut levels, mut signs) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_si512(); 4]);
+        for k in 0..4 {
+            let (low, high) = (group(block.group(2 * k)), group(block.group(2 * k + 1)));
+            levels[k] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low.0), high.0);
+            signs[k] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low.1), high.1);
         }
-        let mut out = [_mm512_setzero_si512(); 4];
-        for (out, levels) in out.iter_mut().zip(&levels) {
-            *out = load(bytemuck::cast_ref(levels));
-        }
-        (out, signs.map(u64::from_le_bytes))
+        (levels, signs)
     }
 
     kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", unpack);
 }
 
-/// By VBMI.
+/// By VBMI and GFNI.
 pub(super) mod vbmi {
     use super::*;
 
@@ -173,7 +188,7 @@ pub(super) mod vbmi {
     };
 
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,gfni")]
     fn unpack(block: &BlockIq2Xxs) -> Unpacked {
         let groups = load(bytemuck::cast_ref(&block.groups));
         let codes = _mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, load(&CODES), groups);
@@ -193,13 +208,25 @@ pub(super) mod vbmi {
             *levels = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(fields, lanes), magnitudes);
         }
         let sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x352e_2720), groups);
-        let (low, high) = (&SIGNS.as_chunks::<64>().0[0], &SIGNS.as_chunks::<64>().0[1]);
-        let eights = _mm512_permutex2var_epi8(load(low), sevens, load(high));
-        let mut signs = [0u64; 4];
-        // SAFETY: `signs` has 32 bytes; the store needs no alignment.
-        unsafe { _mm256_storeu_si256(signs.as_mut_ptr().cast(), _mm512_cvtepi64_epi32(eights)) };
+        let mut signs = [_mm512_setzero_si512(); 4];
+        for (signs, at) in signs.iter_mut().zip(&SEVENS) {
+            let lanes = _mm512_permutexvar_epi8(load(at), sevens);
+            // The eighth sign makes the number of negative ones even: a product of bits, as the others are.
+            *signs = _mm512_gf2p8affine_epi64_epi8::<0>(_mm512_set1_epi64(0x7f40_2010_0804_0201), lanes);
+        }
         (levels, signs)
     }
+
+    /// Where the sign bits of a vector of eight are, eight times.
+    static SEVENS: [[u8; 64]; 4] = {
+        let mut at = [[0; 64]; 4];
+        let mut i = 0;
+        while i < 256 {
+            at[i / 64][i % 64] = (8 * (i / 32) + i % 32 / 8) as u8;
+            i += 1;
+        }
+        at
+    };
 
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -207,7 +234,7 @@ pub(super) mod vbmi {
         load(bytemuck::cast_ref(words))
     }
 
-    kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi", unpack);
+    kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,gfni", unpack);
 }
 
 #[cfg(test)]
@@ -217,6 +244,9 @@ mod tests {
 
     #[test]
     fn signs_agree_with_the_reference() {
-        assert!(SIGNS.iter().enumerate().all(|(s7, &s)| s == iq2_signs(s7 as u32)));
+        for (s7, bytes) in SIGNS.iter().enumerate() {
+            let bits = iq2_signs(s7 as u32);
+            assert!(bytes.to_le_bytes().iter().enumerate().all(|(k, b)| (*b == 255) == (bits >> k & 1 == 1)));
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! AVX-512 with VNNI (four products of bytes and their sum in one instruction), and with VBMI (any bytes of a table).
+//! AVX-512 with VNNI (four products of bytes and their sum in one instruction), and with VBMI and GFNI (any bytes of
+//! a table, products of bits).
 //!
 //! A format has two kernels that give the same bits: the sum over a block is an exact integer, and there are four sums of blocks, one
 //! for every fourth block: `acc = fma(block, weight scale * activation scale, acc)`, in order; the product is
