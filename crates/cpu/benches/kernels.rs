@@ -2,13 +2,15 @@
 //! same amount of memory in the same process. `cargo bench -p ds4-cpu`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ds4_cpu::kernels::{Columns, Input, Kernels, Level};
 use ds4_gguf::TensorType;
 use std::hint::black_box;
 
 /// Width of Flash's model rows.
 const WIDTH: usize = 4096;
+/// Weight rows that meet many activation rows.
+const MANY: usize = 32;
 /// Well beyond the caches.
 const BYTES: usize = 256 << 20;
 
@@ -18,6 +20,7 @@ struct Panel {
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i16>,
+    offsets: Vec<i32>,
     index: Vec<u32>,
 }
 
@@ -28,6 +31,7 @@ fn panel(n: usize) -> Panel {
         q: (0..len).map(|i| (i % 255) as u8 as i8).map(|v| v.max(-127)).collect(),
         d: vec![0.01; len / 32],
         sums: vec![3; len / 16],
+        offsets: vec![-768; len / 32],
         index: (0..n as u32).collect(),
     }
 }
@@ -65,15 +69,24 @@ fn bandwidth(c: &mut Criterion) {
     group.finish();
 }
 
+/// Every format at every level: one activation row with weights from memory, bytes a second; and many rows with weights
+/// from the second cache, multiply-adds a second.
 fn kernels(c: &mut Criterion) {
     use TensorType as T;
     for ty in [T::Q8_0, T::Iq2Xxs, T::Q2K, T::Q4K, T::F16, T::F32] {
         let (weights, row) = rows(ty);
-        let mut group = c.benchmark_group(format!("{ty}, bytes of weights, one thread"));
-        group.throughput(Throughput::Bytes(weights.len() as u64)).sample_size(10);
-        for level in Level::available().into_iter().skip(1) {
-            let product = Kernels::new(level).product(ty, false).unwrap();
-            for n in [1, 8] {
+        for n in [1, 4, 64] {
+            let (weights, what, throughput) = match n {
+                1 => (&weights[..], "bytes of weights", Throughput::Bytes(weights.len() as u64)),
+                n => {
+                    let macs = (MANY * WIDTH * n) as u64;
+                    (&weights[..MANY * row], "multiply-adds", Throughput::Elements(macs))
+                }
+            };
+            let mut group = c.benchmark_group(format!("{ty} x {n} rows, {what}, one thread"));
+            group.throughput(throughput).sample_size(10);
+            for level in Level::available().into_iter().skip(1) {
+                let product = Kernels::new(level).product(ty, false).unwrap();
                 let p = panel(n);
                 let (q, d): (&[i8], &[f32]) =
                     if product.input == Input::Float { (&[], &[]) } else { (&p.q, &p.d) };
@@ -82,23 +95,22 @@ fn kernels(c: &mut Criterion) {
                     q,
                     d,
                     sums: &p.sums,
+                    offsets: &p.offsets,
                     stride: WIDTH,
                     offset: 0,
                     len: WIDTH,
                     index: &p.index,
                 };
-                group.bench_function(BenchmarkId::new(format!("{level:?}"), format!("{n} rows")), |b| {
+                group.bench_function(format!("{level:?}"), |b| {
                     b.iter_batched_ref(
-                        || vec![0.0; n],
-                        |out| {
-                            weights.chunks_exact(row).for_each(|w| product.dots(w, &columns, black_box(out)));
-                        },
-                        BatchSize::SmallInput,
+                        || vec![0.0; weights.len() / row * n],
+                        |out| product.multiply(weights, row, &columns, black_box(out)),
+                        BatchSize::LargeInput,
                     );
                 });
             }
+            group.finish();
         }
-        group.finish();
     }
 }
 

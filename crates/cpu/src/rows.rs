@@ -68,7 +68,7 @@ pub(crate) struct Panel {
     stride: usize,
     q32: Vec<i8>,
     d32: Vec<f32>,
-    sums32: Vec<i16>,
+    offsets32: Vec<i32>,
     q256: Vec<i8>,
     d256: Vec<f32>,
     sums: Vec<i16>,
@@ -88,13 +88,13 @@ impl Panel {
         let n = x.len();
         if inputs.clone().any(|i| i == Input::Int32) {
             let (q, d) = (grow(&mut self.q32, n), grow(&mut self.d32, n / 32));
-            let sums = grow(&mut self.sums32, n / 32);
+            let sums = grow(&mut self.offsets32, n / 32);
             let rows = q.par_chunks_mut(width).zip(d.par_chunks_mut(width / 32));
             let rows = rows.zip(sums.par_chunks_mut(width / 32)).zip(x.par_chunks(width));
             rows.for_each(|(((q, d), sums), x)| {
                 quantize_32(x, q, d);
                 for (sum, q) in sums.iter_mut().zip(q.as_chunks::<32>().0) {
-                    *sum = q.iter().map(|&q| i16::from(q)).sum();
+                    *sum = -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>();
                 }
             });
         }
@@ -115,11 +115,12 @@ impl Panel {
         (offset, len): (usize, usize),
         index: &'a [u32],
     ) -> Columns<'a> {
-        let (q, d, sums): (&[i8], &[f32], &[i16]) = match input {
-            Input::Float => (&[], &[], &[]),
-            Input::Int32 => (&self.q32, &self.d32, &self.sums32),
-            Input::Int256 => (&self.q256, &self.d256, &self.sums),
-        };
-        Columns { floats, q, d, sums, stride: self.stride, offset, len, index }
+        let mut columns = Columns { floats, stride: self.stride, offset, len, index, ..Columns::default() };
+        match input {
+            Input::Float => {}
+            Input::Int32 => (columns.q, columns.d, columns.offsets) = (&self.q32, &self.d32, &self.offsets32),
+            Input::Int256 => (columns.q, columns.d, columns.sums) = (&self.q256, &self.d256, &self.sums),
+        }
+        columns
     }
 }

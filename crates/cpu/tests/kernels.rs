@@ -62,7 +62,7 @@ struct Panel {
     x: Vec<f32>,
     q32: Vec<i8>,
     d32: Vec<f32>,
-    sums32: Vec<i16>,
+    offsets32: Vec<i32>,
     q256: Vec<i8>,
     d256: Vec<f32>,
     sums: Vec<i16>,
@@ -74,14 +74,14 @@ fn panel(len: usize, rows: usize, r: &mut Random) -> Panel {
     let mut p = Panel {
         q32: vec![0; n],
         d32: vec![0.0; n / 32],
-        sums32: Vec::new(),
+        offsets32: Vec::new(),
         q256: vec![0; n],
         d256: vec![0.0; n / 256],
         sums: vec![0; n / 16],
         x,
     };
     quantize_32(&p.x, &mut p.q32, &mut p.d32);
-    p.sums32 = p.q32.chunks(32).map(|q| q.iter().map(|&q| i16::from(q)).sum()).collect();
+    p.offsets32 = p.q32.chunks(32).map(|q| -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>()).collect();
     quantize_256(&p.x, &mut p.q256, &mut p.d256, &mut p.sums);
     p
 }
@@ -95,10 +95,20 @@ fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, 
     let product = Kernels::new(level).product(ty, exact).unwrap();
     let (q, d, sums): (&[i8], &[f32], &[i16]) = match product.input {
         Input::Float => (&[], &[], &[]),
-        Input::Int32 => (&p.q32, &p.d32, &p.sums32),
+        Input::Int32 => (&p.q32, &p.d32, &[]),
         Input::Int256 => (&p.q256, &p.d256, &p.sums),
     };
-    let columns = Columns { floats: &p.x, q, d, sums, stride: len, offset: 0, len, index: &index };
+    let columns = Columns {
+        floats: &p.x,
+        q,
+        d,
+        sums,
+        offsets: &p.offsets32,
+        stride: len,
+        offset: 0,
+        len,
+        index: &index,
+    };
     let mut out = vec![0.0; rows];
     product.dots(&row, &columns, &mut out);
     // Many rows at once, the same bits.
@@ -160,7 +170,7 @@ proptest! {
                 prop_assert!((y[i] - (b[i] + 0.5 * a[i])).abs() < 1e-6);
             }
             let row: Vec<u8> = a.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
-            let columns = Columns { floats: &b, q: &[], d: &[], sums: &[], stride: len, offset: 0, len, index: &[0] };
+            let columns = Columns { floats: &b, stride: len, len, index: &[0], ..Columns::default() };
             let mut out = [0.0];
             (k.f16)(&row, &columns, &mut out);
             let mut w = vec![0.0; len];
@@ -180,8 +190,7 @@ fn large_magnitudes_do_not_overflow() {
             row.extend([0x80u8; 32]); // -128
         }
         let (q, d) = (vec![-127i8; 256], vec![1.0; 8]);
-        let columns =
-            Columns { floats: &[], q: &q, d: &d, sums: &[], stride: 256, offset: 0, len: 256, index: &[0] };
+        let columns = Columns { q: &q, d: &d, stride: 256, len: 256, index: &[0], ..Columns::default() };
         let mut out = [0.0];
         (Kernels::new(level).q8_0)(&row, &columns, &mut out);
         assert_eq!(out[0], 128.0 * 127.0 * 256.0, "{level:?}");

@@ -22,15 +22,17 @@ use ds4_quant::{dequantize_row, is_supported};
 /// Multiplies a weight row with the activation rows of `x`; `out[j]` is the product with the `j`th.
 pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
 
-/// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`; `out`: `[16, rows of x]`. Gives the
-/// bits that [`Dots`] gives.
-pub type Rows16 = fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]);
+/// A way to multiply 16 weight rows at once that gives the bits that [`Dots`] gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows16 {
+    /// Fewest activation rows for which it is faster.
+    pub least: usize,
+    /// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`; `out`: `[16, rows of x]`.
+    pub multiply: fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]),
+}
 
 /// Weight rows of a [`Rows16`]: lanes of a vector.
 const ROWS: usize = 16;
-
-/// Fewest activation rows for which laying weights out for them pays.
-const MANY: usize = 8;
 
 /// Form of activations that a kernel reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub enum Input {
 }
 
 /// Some rows of a panel of activations, in the form that the kernel reads.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Columns<'a> {
     /// `[rows, stride]`, for [`Input::Float`].
     pub floats: &'a [f32],
@@ -52,8 +54,10 @@ pub struct Columns<'a> {
     pub q: &'a [i8],
     /// Scales, `[rows, stride / 32]` or `[rows, stride / 256]`.
     pub d: &'a [f32],
-    /// Sums, `[rows, stride / 16]` for [`Input::Int256`], `[rows, stride / 32]` for [`Input::Int32`].
+    /// Sums, `[rows, stride / 16]`, for [`Input::Int256`].
     pub sums: &'a [i16],
+    /// Sums times -128, `[rows, stride / 32]`, for [`Input::Int32`]: what weights plus 128 add too much.
+    pub offsets: &'a [i32],
     /// Values of a row of the panel.
     pub stride: usize,
     /// First value that meets the weights.
@@ -83,10 +87,10 @@ impl<'a> Columns<'a> {
         Act32 { q: &self.q[self.range(j, 1)], d: &self.d[self.range(j, 32)] }
     }
 
-    /// Sums of the `j`th row per 32.
+    /// Sums of the `j`th row per 32, times -128.
     #[inline]
-    pub fn sums32(&self, j: usize) -> &'a [i16] {
-        &self.sums[self.range(j, 32)]
+    pub fn offsets32(&self, j: usize) -> &'a [i32] {
+        &self.offsets[self.range(j, 32)]
     }
 
     /// The `j`th row quantized per 256.
@@ -255,13 +259,16 @@ impl Product {
     /// Multiplies weight rows, one behind the other, with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
     pub fn multiply(&self, rows: &[u8], row_bytes: usize, x: &Columns<'_>, out: &mut [f32]) {
         let n = x.index.len();
-        let many = self.rows.filter(|_| n >= MANY);
+        let many = self.rows.filter(|rows| n >= rows.least);
         let whole = many.map_or(0, |_| rows.len() / (ROWS * row_bytes) * ROWS);
         let (tiles, rest) = rows.split_at(whole * row_bytes);
         let (out_tiles, out_rest) = out.split_at_mut(whole * n);
         if let Some(many) = many {
             let outs = out_tiles.chunks_exact_mut(ROWS * n);
-            tiles.chunks_exact(ROWS * row_bytes).zip(outs).for_each(|(rows, out)| many(rows, x, out));
+            tiles
+                .chunks_exact(ROWS * row_bytes)
+                .zip(outs)
+                .for_each(|(rows, out)| (many.multiply)(rows, x, out));
         }
         let rows = rest.chunks_exact(row_bytes).zip(out_rest.chunks_exact_mut(n));
         rows.for_each(|(row, out)| self.dots(row, x, out));

@@ -15,28 +15,32 @@ mod q4_k;
 mod q8_0;
 mod tile;
 
-use super::{Kernels, Level, avx512};
-use ds4_quant::f16_to_f32;
+use super::{Columns, Kernels, Level, Rows16, avx512};
 use std::arch::x86_64::*;
+
+/// Laying weights out pays from `least` activation rows.
+const fn many(least: usize, multiply: fn(&[u8], &Columns<'_>, &mut [f32])) -> Option<Rows16> {
+    Some(Rows16 { least, multiply })
+}
 
 pub(super) const VNNI: Kernels = Kernels {
     level: Level::Vnni,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
     q8_0: |row, x, out| unsafe { q8_0::dots(row, x, out) },
     // SAFETY: as above.
-    q8_0_rows: Some(|rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
+    q8_0_rows: many(4, |rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
     // SAFETY: as above.
     q2_k: |row, x, out| unsafe { q2_k::dots(row, x, out) },
     // SAFETY: as above.
-    q2_k_rows: Some(|rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
+    q2_k_rows: many(8, |rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
     // SAFETY: as above.
     q4_k: |row, x, out| unsafe { q4_k::dots(row, x, out) },
     // SAFETY: as above.
-    q4_k_rows: Some(|rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
+    q4_k_rows: many(8, |rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
     // SAFETY: as above.
     iq2_xxs: |row, x, out| unsafe { iq2_xxs::table::dots(row, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: Some(|rows, x, out| unsafe { iq2_xxs::table::rows(rows, x, out) }),
+    iq2_xxs_rows: many(8, |rows, x, out| unsafe { iq2_xxs::table::rows(rows, x, out) }),
     ..avx512::KERNELS
 };
 
@@ -45,7 +49,7 @@ pub(super) const VBMI: Kernels = Kernels {
     // SAFETY: as above.
     iq2_xxs: |row, x, out| unsafe { iq2_xxs::vbmi::dots(row, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: Some(|rows, x, out| unsafe { iq2_xxs::vbmi::rows(rows, x, out) }),
+    iq2_xxs_rows: many(8, |rows, x, out| unsafe { iq2_xxs::vbmi::rows(rows, x, out) }),
     ..VNNI
 };
 

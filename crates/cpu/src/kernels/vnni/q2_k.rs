@@ -2,9 +2,9 @@
 //! row takes 16 more. Many rows: quants are multiplied by their scale when they are laid out (at most 45), so that the 64 steps of a block
 //! are one sum.
 
-use super::tile::{self, Block256};
+use super::tile::{self, Unpacked};
 use super::*;
-use crate::kernels::{Columns, tiles};
+use crate::kernels::{ROWS, tiles};
 use ds4_quant::BlockQ2K;
 use ds4_quant::act::Act256;
 
@@ -21,6 +21,15 @@ const SCALES: [[i16; 32]; 2] = {
     index
 };
 
+/// The 16 minima.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn minima(block: &BlockQ2K) -> __m256i {
+    // SAFETY: there are 16 bytes; the load needs no alignment.
+    let bytes = unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) };
+    _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16::<4>(bytes), _mm_set1_epi8(15)))
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) -> [(__m512i, __m512i); N] {
@@ -28,9 +37,9 @@ fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) 
     let three = _mm512_set1_epi8(3);
     // SAFETY: there are 16 bytes; the load needs no alignment.
     let bytes = unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) };
-    let nibble = _mm_set1_epi8(15);
-    let scales = _mm512_castsi256_si512(_mm256_cvtepu8_epi16(_mm_and_si128(bytes, nibble)));
-    let minima = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble));
+    let scales = _mm256_cvtepu8_epi16(_mm_and_si128(bytes, _mm_set1_epi8(15)));
+    let scales = _mm512_castsi256_si512(scales);
+    let minima = minima(block);
     let scales = [
         _mm512_permutexvar_epi16(index(&SCALES[0]), scales),
         _mm512_permutexvar_epi16(index(&SCALES[1]), scales),
@@ -113,14 +122,14 @@ pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     tile::with_packed(|packed| {
         let blocks = packed.room::<BlockQ2K>(rows);
         for b in 0..blocks {
-            let mut bytes = [[_mm512_setzero_si512(); 4]; 16];
-            for (r, bytes) in bytes.iter_mut().enumerate() {
+            let mut out = Unpacked::new();
+            for r in 0..ROWS {
                 let block: &BlockQ2K = tile::block(rows, r, b);
-                *bytes = unpack(block);
-                let minima = std::array::from_fn(|i| i16::from(block.scales[i] >> 4));
-                packed.set(b, r, &Block256 { scales: [1; 8], minima, d: block.d, dmin: block.dmin });
+                out.q[r] = unpack(block);
+                out.groups[r] = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), minima(block));
+                (out.d[r], out.dmin[r]) = (block.d, block.dmin);
             }
-            packed.lay_out(b, &bytes);
+            packed.lay_out(b, &out);
         }
         tile::multiply::<false, false>(packed, 1.0, x, out);
     });

@@ -1,8 +1,8 @@
 //! Q4_K, 144 bytes a block.
 
-use super::tile::{self, Block256};
+use super::tile::{self, Unpacked};
 use super::*;
-use crate::kernels::{Columns, tiles};
+use crate::kernels::{ROWS, tiles};
 use ds4_quant::BlockQ4K;
 use ds4_quant::act::Act256;
 
@@ -36,13 +36,20 @@ fn halves_of(q: &[u8; 128], half: usize) -> (__m512i, __m512i) {
     (_mm512_and_si512(bytes, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble))
 }
 
+/// Eight minima of 32 as 16 minima of 16.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn twice(minima: u64) -> __m256i {
+    let minima = _mm_cvtsi64_si128(minima as i64);
+    _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(minima, minima))
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn products<const N: usize>(block: &BlockQ4K, x: [(&[i8; 256], &[i16; 16]); N]) -> [(__m512i, __m512i); N] {
     let (scales, minima) = scales_mins(&block.scales);
     let scales = _mm512_castsi128_si512(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales as i64)));
-    let minima = _mm_cvtsi64_si128(minima as i64);
-    let minima = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(minima, minima));
+    let minima = twice(minima);
     let zero = _mm512_setzero_si512();
     let mut out = [(zero, zero); N];
     for half in 0..2 {
@@ -89,24 +96,16 @@ pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     tile::with_packed(|packed| {
         let blocks = packed.room::<BlockQ4K>(rows);
         for b in 0..blocks {
-            let mut bytes = [[_mm512_setzero_si512(); 4]; 16];
-            for (r, bytes) in bytes.iter_mut().enumerate() {
+            let mut out = Unpacked::new();
+            for r in 0..ROWS {
                 let block: &BlockQ4K = tile::block(rows, r, b);
-                *bytes = unpack(block);
+                out.q[r] = unpack(block);
                 let (scales, minima) = scales_mins(&block.scales);
-                let (scales, minima) = (scales.to_le_bytes(), minima.to_le_bytes());
-                packed.set(
-                    b,
-                    r,
-                    &Block256 {
-                        scales: scales.map(i32::from),
-                        minima: std::array::from_fn(|i| i16::from(minima[i / 2])),
-                        d: block.d,
-                        dmin: block.dmin,
-                    },
-                );
+                let scales = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scales as i64));
+                out.groups[r] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(scales), twice(minima));
+                (out.d[r], out.dmin[r]) = (block.d, block.dmin);
             }
-            packed.lay_out(b, &bytes);
+            packed.lay_out(b, &out);
         }
         tile::multiply::<true, false>(packed, 1.0, x, out);
     });

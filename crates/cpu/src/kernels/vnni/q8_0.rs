@@ -2,9 +2,9 @@
 //! scaled once a block in floats.
 
 use super::*;
-use crate::kernels::{Columns, ROWS, tiles};
-use ds4_quant::BlockQ8_0;
+use crate::kernels::{ROWS, tiles};
 use ds4_quant::act::Act32;
+use ds4_quant::{BlockQ8_0, f16_to_f32};
 use std::cell::RefCell;
 
 /// Values of a block.
@@ -82,20 +82,33 @@ struct Packed {
 }
 
 impl Packed {
+    /// Lays out two blocks of each row at a time.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn load(&mut self, rows: &[u8]) {
         let row = rows.len() / ROWS;
         let blocks = row / size_of::<BlockQ8_0>();
         self.q.resize(blocks, [[0; 4 * ROWS]; BLOCK / 4]);
         self.d.resize(blocks, [0.0; ROWS]);
-        for (r, row) in rows.chunks_exact(row).enumerate() {
-            let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
-            for ((block, q), d) in row.iter().zip(&mut self.q).zip(&mut self.d) {
-                d[r] = f16_to_f32(block.d);
-                let fours: &[[u8; 4]] = bytemuck::cast_slice(&block.q);
-                for (four, q) in fours.iter().zip(q) {
-                    let flipped = u32::from_ne_bytes(*four) ^ 0x8080_8080;
-                    q[4 * r..4 * r + 4].copy_from_slice(&flipped.to_ne_bytes());
+        let middle = _mm512_set1_epi8(-128);
+        for (pair, (q, d)) in self.q.chunks_mut(2).zip(self.d.chunks_mut(2)).enumerate() {
+            let mut bytes = [_mm512_setzero_si512(); ROWS];
+            let mut halves = [[[0; 2]; ROWS]; 2];
+            for (r, bytes) in bytes.iter_mut().enumerate() {
+                let blocks: &[BlockQ8_0] = bytemuck::cast_slice(&rows[r * row..(r + 1) * row]);
+                let (low, high) = (&blocks[2 * pair], &blocks[2 * pair + q.len() - 1]);
+                let (a, b) = (load_block(&low.q, 0), load_block(&high.q, 0));
+                *bytes = _mm512_xor_si512(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b), middle);
+                (halves[0][r], halves[1][r]) = (low.d, high.d);
+            }
+            let columns = tile::transpose(bytes);
+            for (q, columns) in q.iter_mut().zip(columns.as_chunks::<8>().0) {
+                for (out, v) in q.iter_mut().zip(columns) {
+                    // SAFETY: `out` has 64 bytes; the store needs no alignment.
+                    unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), *v) };
                 }
+            }
+            for (d, halves) in d.iter_mut().zip(&halves) {
+                *d = tile::halves(halves);
             }
         }
     }
@@ -116,6 +129,10 @@ pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
             packed_tile::<8>(packed, x, j, out);
             j += 8;
         }
+        while j + 4 <= n {
+            packed_tile::<4>(packed, x, j, out);
+            j += 4;
+        }
         while j < n {
             packed_tile::<1>(packed, x, j, out);
             j += 1;
@@ -127,39 +144,36 @@ pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn packed_tile<const N: usize>(packed: &Packed, x: &Columns<'_>, j: usize, out: &mut [f32]) {
     let n = x.index.len();
-    let columns: [Act32<'_>; N] = std::array::from_fn(|c| x.act32(j + c));
-    let sums: [&[i16]; N] = std::array::from_fn(|c| x.sums32(j + c));
-    let mut parts = [[_mm512_setzero_ps(); N]; 4];
-    for (first, acc) in parts.iter_mut().enumerate() {
-        for b in (first..packed.q.len()).step_by(4) {
-            let (q, d) = (&packed.q[b], &packed.d[b]);
-            let mut int = [_mm512_setzero_si512(); N];
+    let mut columns = [x.act32(j); N];
+    let mut offsets = [x.offsets32(j); N];
+    for c in 1..N {
+        columns[c] = x.act32(j + c);
+        offsets[c] = x.offsets32(j + c);
+    }
+    let mut acc = [[_mm512_setzero_ps(); N]; 4];
+    for (b, (q, d)) in packed.q.iter().zip(&packed.d).enumerate() {
+        let mut int = [_mm512_setzero_si512(); N];
+        let mut blocks: [&[i8; BLOCK]; N] = [&columns[0].q.as_chunks().0[b]; N];
+        for c in 0..N {
+            int[c] = _mm512_set1_epi32(offsets[c][b]);
+            blocks[c] = &columns[c].q.as_chunks().0[b];
+        }
+        for (k, w) in q.iter().enumerate() {
+            let w = load(w);
             for c in 0..N {
-                int[c] = _mm512_set1_epi32(-128 * i32::from(sums[c][b]));
-            }
-            let blocks: [&[i8; BLOCK]; N] = std::array::from_fn(|c| &columns[c].q.as_chunks::<BLOCK>().0[b]);
-            for (k, w) in q.iter().enumerate() {
-                // SAFETY: `w` has 64 bytes; the load needs no alignment.
-                let w = unsafe { _mm512_loadu_si512(w.as_ptr().cast()) };
-                for c in 0..N {
-                    let four: &[[i8; 4]; BLOCK / 4] = bytemuck::cast_ref(blocks[c]);
-                    let four = i32::from_ne_bytes(four[k].map(|v| v as u8));
-                    int[c] = _mm512_dpbusd_epi32(int[c], w, _mm512_set1_epi32(four));
-                }
-            }
-            // SAFETY: `d` has 16 values; the load needs no alignment.
-            let d = unsafe { _mm512_loadu_ps(d.as_ptr()) };
-            for c in 0..N {
-                let scale = _mm512_mul_ps(d, _mm512_set1_ps(columns[c].d[b]));
-                acc[c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[c]), scale, acc[c]);
+                let fours: &[[u8; 4]; BLOCK / 4] = bytemuck::cast_ref(blocks[c]);
+                int[c] = _mm512_dpbusd_epi32(int[c], w, _mm512_set1_epi32(i32::from_ne_bytes(fours[k])));
             }
         }
+        // SAFETY: `d` has 16 values; the load needs no alignment.
+        let d = unsafe { _mm512_loadu_ps(d.as_ptr()) };
+        for c in 0..N {
+            let scale = _mm512_mul_ps(d, _mm512_set1_ps(columns[c].d[b]));
+            acc[b % 4][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[c]), scale, acc[b % 4][c]);
+        }
     }
-    let acc: [__m512; N] = std::array::from_fn(|c| {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|k: usize| parts[k][c]);
-        _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d))
-    });
-    for (c, acc) in acc.into_iter().enumerate() {
+    for c in 0..N {
+        let acc = _mm512_add_ps(_mm512_add_ps(acc[0][c], acc[1][c]), _mm512_add_ps(acc[2][c], acc[3][c]));
         let mut lanes = [0f32; ROWS];
         // SAFETY: `lanes` has 16 values; the store needs no alignment.
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), acc) };

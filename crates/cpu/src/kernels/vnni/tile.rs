@@ -5,19 +5,30 @@
 //! in another order, so the sum over a block is the same.
 
 use super::*;
-use crate::kernels::{Columns, ROWS};
-use ds4_quant::act::Act256;
+use crate::kernels::ROWS;
 use std::cell::RefCell;
 
 /// Activation rows that a loaded vector meets.
 const COLUMNS: usize = 8;
 
-/// What a block has besides its quants.
-pub(super) struct Block256 {
-    pub(super) scales: [i32; 8],
-    pub(super) minima: [i16; 16],
-    pub(super) d: [u8; 2],
-    pub(super) dmin: [u8; 2],
+/// A block of each of 16 rows, unpacked.
+pub(super) struct Unpacked {
+    /// Quants, unsigned, in order.
+    pub(super) q: [[__m512i; 4]; ROWS],
+    /// Scales of the groups of 32 as 8 words; minima of 16 weights as 16 half words.
+    pub(super) groups: [__m512i; ROWS],
+    /// Halves.
+    pub(super) d: [[u8; 2]; ROWS],
+    pub(super) dmin: [[u8; 2]; ROWS],
+}
+
+impl Unpacked {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn new() -> Self {
+        let zero = _mm512_setzero_si512();
+        Unpacked { q: [[zero; 4]; ROWS], groups: [zero; ROWS], d: [[0; 2]; ROWS], dmin: [[0; 2]; ROWS] }
+    }
 }
 
 /// 16 rows of blocks, side by side.
@@ -25,10 +36,8 @@ pub(super) struct Block256 {
 pub(super) struct Packed {
     /// `[blocks, 64, 16 rows, 4]`: quants, unsigned.
     q: Vec<[[u8; 4 * ROWS]; 64]>,
-    /// `[blocks, 8, 16 rows]`: scales of the groups of 32.
-    scales: Vec<[[i32; ROWS]; 8]>,
-    /// `[blocks, 8, 16 rows, 2]`: minima of 16.
-    minima: Vec<[[[i16; 2]; ROWS]; 8]>,
+    /// `[blocks, 16, 16 rows]`: 8 scales of groups of 32, 8 pairs of minima of 16.
+    groups: Vec<[[i32; ROWS]; 16]>,
     /// `[blocks, 16 rows]`.
     d: Vec<[f32; ROWS]>,
     dmin: Vec<[f32; ROWS]>,
@@ -56,45 +65,54 @@ impl Packed {
     pub(super) fn room<B>(&mut self, rows: &[u8]) -> usize {
         let blocks = rows.len() / ROWS / size_of::<B>();
         self.q.resize(blocks, [[0; 4 * ROWS]; 64]);
-        self.scales.resize(blocks, [[0; ROWS]; 8]);
-        self.minima.resize(blocks, [[[0; 2]; ROWS]; 8]);
+        self.groups.resize(blocks, [[0; ROWS]; 16]);
         self.d.resize(blocks, [0.0; ROWS]);
         self.dmin.resize(blocks, [0.0; ROWS]);
         blocks
     }
 
+    /// Lays out block `b` of each row.
     #[inline]
-    pub(super) fn set(&mut self, b: usize, r: usize, block: &Block256) {
-        let (scales, minima) = (&mut self.scales[b], &mut self.minima[b]);
-        for (g, pair) in block.minima.as_chunks::<2>().0.iter().enumerate() {
-            scales[g][r] = block.scales[g];
-            minima[g][r] = *pair;
-        }
-        self.d[b][r] = f16_to_f32(block.d);
-        self.dmin[b][r] = f16_to_f32(block.dmin);
-    }
-
-    /// Lays out the bytes of a block of each row, four vectors a row.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn lay_out(&mut self, b: usize, bytes: &[[__m512i; 4]; ROWS]) {
+    #[target_feature(enable = "avx2,f16c,avx512f")]
+    pub(super) fn lay_out(&mut self, b: usize, block: &Unpacked) {
         for (part, out) in self.q[b].as_chunks_mut::<16>().0.iter_mut().enumerate() {
             let mut rows = [_mm512_setzero_si512(); ROWS];
-            for (row, bytes) in rows.iter_mut().zip(bytes) {
-                *row = bytes[part];
+            for (row, q) in rows.iter_mut().zip(&block.q) {
+                *row = q[part];
             }
-            for (out, v) in out.iter_mut().zip(transpose(rows)) {
-                // SAFETY: `out` has 64 bytes; the store needs no alignment.
-                unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) };
-            }
+            store(&transpose(rows), bytemuck::cast_mut(out));
         }
+        store(&transpose(block.groups), &mut self.groups[b]);
+        self.d[b] = halves(&block.d);
+        self.dmin[b] = halves(&block.dmin);
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(from: &[__m512i; 16], to: &mut [[i32; ROWS]; 16]) {
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: `to` has 64 bytes; the store needs no alignment.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *from) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f")]
+pub(super) fn halves(d: &[[u8; 2]; ROWS]) -> [f32; ROWS] {
+    let mut out = [0.0; ROWS];
+    // SAFETY: `d` has 32 bytes and `out` 64; nothing here needs alignment.
+    unsafe {
+        let floats = _mm512_cvtph_ps(_mm256_loadu_si256(d.as_ptr().cast()));
+        _mm512_storeu_ps(out.as_mut_ptr(), floats);
+    }
+    out
 }
 
 /// Rows of 16 words to columns.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     // Four rows at a time: `quads[4 g + m]` has words `4 lane + m` of rows `4 g..4 g + 4`.
     let mut quads = rows;
     for (q, r) in quads.as_chunks_mut::<4>().0.iter_mut().zip(rows.as_chunks::<4>().0) {
@@ -147,8 +165,8 @@ pub(super) fn multiply<const SCALED: bool, const SIGNED: bool>(
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn spread(x: &[i8; 256], four: usize) -> __m512i {
-    let four: [i8; 4] = x.as_chunks::<4>().0[four];
-    _mm512_set1_epi32(i32::from_ne_bytes(four.map(|v| v as u8)))
+    let fours: &[[u8; 4]; 64] = bytemuck::cast_ref(x);
+    _mm512_set1_epi32(i32::from_ne_bytes(fours[four]))
 }
 
 /// Columns `j..j + N` of the product.
@@ -160,10 +178,17 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
     j: usize,
     out: &mut [f32],
 ) {
-    let rows: [Act256<'_>; N] = std::array::from_fn(|c| x.act256(j + c));
+    // Loops, not closures: what is called through a closure is not built for these registers.
+    let mut rows = [x.act256(j); N];
+    for c in 1..N {
+        rows[c] = x.act256(j + c);
+    }
     let mut acc = [[_mm512_setzero_ps(); N]; 4];
     for (b, q) in packed.q.iter().enumerate() {
-        let x: [&[i8; 256]; N] = std::array::from_fn(|c| &rows[c].q.as_chunks().0[b]);
+        let mut x: [&[i8; 256]; N] = [&rows[0].q.as_chunks().0[b]; N];
+        for c in 1..N {
+            x[c] = &rows[c].q.as_chunks().0[b];
+        }
         let mut int = [_mm512_setzero_si512(); N];
         for (g, q) in q.as_chunks::<8>().0.iter().enumerate() {
             let mut part = if SCALED { [_mm512_setzero_si512(); N] } else { int };
@@ -174,7 +199,7 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
                 }
             }
             if SCALED {
-                let scale = load(bytemuck::cast_ref(&packed.scales[b][g]));
+                let scale = load(bytemuck::cast_ref(&packed.groups[b][g]));
                 for c in 0..N {
                     int[c] = _mm512_add_epi32(int[c], _mm512_mullo_epi32(part[c], scale));
                 }
@@ -183,7 +208,7 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
             }
         }
         let mut minima = [_mm512_setzero_si512(); N];
-        for (k, pairs) in packed.minima[b].iter().enumerate() {
+        for (k, pairs) in packed.groups[b][8..].iter().enumerate() {
             let pairs = load(bytemuck::cast_ref(pairs));
             for c in 0..N {
                 let sums: [i16; 2] = rows[c].sums.as_chunks::<16>().0[b].as_chunks::<2>().0[k];
@@ -206,8 +231,7 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
     }
     let n = out.len() / ROWS;
     for c in 0..N {
-        let [a, b, c4, d] = [0, 1, 2, 3].map(|k: usize| acc[k][c]);
-        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c4, d));
+        let sum = _mm512_add_ps(_mm512_add_ps(acc[0][c], acc[1][c]), _mm512_add_ps(acc[2][c], acc[3][c]));
         let mut lanes = [0f32; ROWS];
         // SAFETY: `lanes` has 16 values; the store needs no alignment.
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
