@@ -2,7 +2,7 @@
 
 use crate::backend::Cpu;
 use crate::hyper::{norm_row, rms_scale};
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, TILE, Tile};
 use crate::pool::{pieces, with_scratch};
 use crate::rows::{Rows, Selection};
 use crate::store::Store;
@@ -29,8 +29,8 @@ fn rotate_with(x: &mut [f32], angles: &[(f32, f32)], inverse: bool) {
     }
 }
 
-/// Rows a tile decodes at once: 32 rows of 512 floats stay in the second cache.
-const TILE: usize = 32;
+/// Distance of decoded rows less their width: rows of a power of two would meet in few sets of the first cache.
+const APART: usize = 16;
 
 /// Everything the heads of one query share.
 struct Query<'a> {
@@ -41,36 +41,31 @@ struct Query<'a> {
     rows: usize,
 }
 
-/// Running softmax of one head over tiles: maximum, denominator; the sink counts from the start.
-#[derive(Clone, Copy)]
-struct Softmax {
-    max: f32,
-    sum: f32,
-}
-
 impl Query<'_> {
-    /// Attention of the heads `q` (concatenated), into `out`.
+    /// Attention of the heads `q` (concatenated), into `out`. Softmax runs over tiles of rows: every head keeps its largest score so
+    /// far and its denominator; the sink counts from the start.
     fn attend(&self, q: &[f32], sinks: &[f32], out: &mut [f32]) {
         let d = self.codec.head_dim;
-        let scale = (d as f32).powf(-0.5);
-        let heads = sinks.len();
+        let (heads, stride) = (sinks.len(), d + APART);
         out.fill(0.0);
-        with_scratch(TILE * d + TILE + 2 * heads, |scratch| {
-            let (tile, rest) = scratch.split_at_mut(TILE * d);
-            let (scores, state) = rest.split_at_mut(TILE);
+        with_scratch(TILE * stride + heads * (TILE + 2), |scratch| {
+            let (rows, rest) = scratch.split_at_mut(TILE * stride);
+            let (scores, state) = rest.split_at_mut(heads * TILE);
             let (max, sum) = state.split_at_mut(heads);
             max.copy_from_slice(sinks);
             sum.fill(1.0);
             for first in (0..self.rows).step_by(TILE) {
                 let n = TILE.min(self.rows - first);
-                for (i, row) in tile.chunks_exact_mut(d).enumerate().take(n) {
-                    self.codec.load_row((self.row)(first + i), row);
+                for (i, row) in rows.chunks_exact_mut(stride).enumerate().take(n) {
+                    self.codec.load_row((self.row)(first + i), &mut row[..d]);
                 }
-                for (h, (q, out)) in q.chunks_exact(d).zip(out.chunks_exact_mut(d)).enumerate() {
-                    let mut state = Softmax { max: max[h], sum: sum[h] };
-                    self.tile(&tile[..n * d], q, scale, &mut scores[..n], &mut state, out);
-                    (max[h], sum[h]) = (state.max, state.sum);
+                let tile = Tile { rows, n, width: d, stride };
+                (self.kernels.scores)(q, &tile, scores);
+                let heads = scores.chunks_exact_mut(TILE).zip(out.chunks_exact_mut(d));
+                for ((scores, out), (max, sum)) in heads.zip(max.iter_mut().zip(&mut *sum)) {
+                    to_weights(&mut scores[..n], (d as f32).powf(-0.5), max, sum, out);
                 }
+                (self.kernels.weigh)(scores, &tile, out);
             }
             for (out, sum) in out.chunks_exact_mut(d).zip(sum) {
                 let inv = 1.0 / *sum;
@@ -78,32 +73,21 @@ impl Query<'_> {
             }
         });
     }
+}
 
-    fn tile(
-        &self,
-        tile: &[f32],
-        q: &[f32],
-        scale: f32,
-        scores: &mut [f32],
-        state: &mut Softmax,
-        out: &mut [f32],
-    ) {
-        let mut max = state.max;
-        for (s, row) in scores.iter_mut().zip(tile.chunks_exact(q.len())) {
-            *s = (self.kernels.dot)(row, q) * scale;
-            max = max.max(*s);
-        }
-        if max > state.max {
-            let shrink = (state.max - max).exp();
-            state.sum *= shrink;
-            out.iter_mut().for_each(|o| *o *= shrink);
-            state.max = max;
-        }
-        for (s, row) in scores.iter().zip(tile.chunks_exact(q.len())) {
-            let p = (s - max).exp();
-            state.sum += p;
-            (self.kernels.axpy)(p, row, out);
-        }
+/// Turns a head's dot products to weights; what was added up before is made smaller where a larger score came.
+fn to_weights(scores: &mut [f32], scale: f32, max: &mut f32, sum: &mut f32, out: &mut [f32]) {
+    scores.iter_mut().for_each(|s| *s *= scale);
+    let largest = scores.iter().fold(*max, |m, s| m.max(*s));
+    if largest > *max {
+        let shrink = (*max - largest).exp();
+        *sum *= shrink;
+        out.iter_mut().for_each(|o| *o *= shrink);
+        *max = largest;
+    }
+    for s in scores {
+        *s = (*s - largest).exp();
+        *sum += *s;
     }
 }
 

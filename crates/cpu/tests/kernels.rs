@@ -1,7 +1,7 @@
 //! Every kernel of every level this CPU has, against the scalar reference.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
-use ds4_cpu::kernels::{Columns, Input, Kernels, Level};
+use ds4_cpu::kernels::{Columns, Input, Kernels, Level, TILE, Tile};
 use ds4_gguf::TensorType;
 use ds4_quant::act::{Act32, Act256, quantize_32, quantize_256};
 use ds4_quant::{dequantize_row, dot_f32, dot_row};
@@ -164,11 +164,6 @@ proptest! {
             let k = Kernels::new(level);
             let (a, b): (Vec<f32>, Vec<f32>) = (0..len).map(|_| (r.unit(), r.unit())).unzip();
             prop_assert!(((k.dot)(&a, &b) - dot_f32(&a, &b)).abs() < 1e-4);
-            let mut y = b.clone();
-            (k.axpy)(0.5, &a, &mut y);
-            for i in 0..len {
-                prop_assert!((y[i] - (b[i] + 0.5 * a[i])).abs() < 1e-6);
-            }
             let row: Vec<u8> = a.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
             let columns = Columns { floats: &b, stride: len, len, index: &[0], ..Columns::default() };
             let mut out = [0.0];
@@ -176,6 +171,49 @@ proptest! {
             let mut w = vec![0.0; len];
             dequantize_row(TensorType::F16, &row, &mut w).unwrap();
             prop_assert!((out[0] - dot_f32(&w, &b)).abs() < 1e-4);
+        }
+    }
+}
+
+/// Heads that attend to the rows of a tile, of any width and number.
+fn attention(level: Level, width: usize, heads: usize, n: usize, seed: u64) {
+    let (mut r, stride) = (Random(seed), width + 3);
+    let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| r.unit()).collect() };
+    let (q, rows, before) = (random(heads * width), random(n * stride), random(heads * width));
+    let weights = random(heads * TILE);
+    let tile = Tile { rows: &rows, n, width, stride };
+    let kernels = Kernels::new(level);
+    let (mut scores, mut out) = (vec![0.0; heads * TILE], before.clone());
+    (kernels.scores)(&q, &tile, &mut scores);
+    (kernels.weigh)(&weights, &tile, &mut out);
+    for h in 0..heads {
+        let head = h * width..(h + 1) * width;
+        for i in 0..n {
+            let want = dot_f32(&q[head.clone()], tile.row(i));
+            assert!((scores[h * TILE + i] - want).abs() < 1e-4, "{level:?} {width} {heads} {n}");
+        }
+        for c in 0..width {
+            let added: f64 =
+                (0..n).map(|i| f64::from(weights[h * TILE + i]) * f64::from(tile.row(i)[c])).sum();
+            let want = f64::from(before[h * width + c]) + added;
+            assert!((f64::from(out[h * width + c]) - want).abs() < 1e-4, "{level:?} {width} {heads} {n}");
+        }
+        // A head alone, the same bits.
+        let (mut alone, mut one) = (vec![0.0; TILE], before[head.clone()].to_vec());
+        (kernels.scores)(&q[head.clone()], &tile, &mut alone);
+        (kernels.weigh)(&weights[h * TILE..(h + 1) * TILE], &tile, &mut one);
+        assert_eq!(alone[..n], scores[h * TILE..h * TILE + n]);
+        assert_eq!(one, out[head]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn heads_attend(width in 1usize..200, heads in 1usize..8, n in 1usize..=TILE, seed: u64) {
+        for level in Level::available() {
+            attention(level, width, heads, n, seed);
         }
     }
 }

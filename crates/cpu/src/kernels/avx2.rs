@@ -4,7 +4,8 @@
 //! overflow: 128*127*2 < 2^15), `madd` with the sub-block scale to i32, and one conversion to f32 per block.
 #![allow(unsafe_code)]
 
-use super::{Columns, Kernels, Level, tiles};
+use super::float::float_kernels;
+use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, f16_to_f32, scale_min};
 use std::arch::x86_64::*;
@@ -15,6 +16,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     f32: |row, x, out| unsafe { f32_dots(row, x, out) },
     // SAFETY: as above.
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
+    // SAFETY: as above.
+    f16_rows: Some(Rows16 { least: 4, multiply: |rows, x, out| unsafe { f16_rows(rows, x, out) } }),
     // SAFETY: as above.
     q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
     q8_0_rows: None,
@@ -30,7 +33,9 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     dot: |a, b| unsafe { dot(a, b) },
     // SAFETY: as above.
-    axpy: |a, x, y| unsafe { axpy(a, x, y) },
+    scores: |q, tile, out| unsafe { scores(q, tile, out) },
+    // SAFETY: as above.
+    weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
 };
 
 /// Loads 32 bytes; checked in debug builds, and the slice pattern keeps the compiler's own check cheap.
@@ -72,65 +77,36 @@ fn half(b: [u8; 2]) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(b)))))
 }
 
-/// Products of floats that `weights(i)` yields 8 at a time, with two sums per column; the tail in order.
-macro_rules! float_tile {
-    ($name:ident, $bytes:literal, $load:expr, $one:expr) => {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn $name<const N: usize>(row: &[u8], x: [&[f32]; N]) -> [f32; N] {
-            let len = row.len() / $bytes;
-            let mut acc = [[_mm256_setzero_ps(); 2]; N];
-            let full = len / 16 * 16;
-            for i in (0..full).step_by(16) {
-                let (w0, w1) = ($load(row, i), $load(row, i + 8));
-                for j in 0..N {
-                    acc[j][0] = _mm256_fmadd_ps(w0, load_f32(x[j], i), acc[j][0]);
-                    acc[j][1] = _mm256_fmadd_ps(w1, load_f32(x[j], i + 8), acc[j][1]);
-                }
-            }
-            let mut out = [0.0; N];
-            for j in 0..N {
-                out[j] = sum(_mm256_add_ps(acc[j][0], acc[j][1]));
-                for i in full..len {
-                    out[j] += $one(row, i) * x[j][i];
-                }
-            }
-            out
-        }
-    };
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn store_f32(x: &mut [f32], at: usize, v: __m256) {
+    let x = &mut x[at..at + 8];
+    // SAFETY: `x` has 8 values; the store needs no alignment.
+    unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn f32_at(row: &[u8], i: usize) -> __m256 {
-    // SAFETY: `load_u8` checked 32 bytes; the bits of floats are loaded as they are.
-    _mm256_castsi256_ps(load_u8(row, 4 * i))
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn f16_at(row: &[u8], i: usize) -> __m256 {
+fn half_at(row: &[u8], i: usize) -> __m256 {
     let row = &row[2 * i..2 * i + 16];
     // SAFETY: `row` has 16 bytes; the load needs no alignment.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(row.as_ptr().cast()) })
 }
 
-float_tile!(f32_tile, 4, f32_at, |row: &[u8], i: usize| f32::from_le_bytes([
-    row[4 * i],
-    row[4 * i + 1],
-    row[4 * i + 2],
-    row[4 * i + 3]
-]));
-float_tile!(f16_tile, 2, f16_at, |row: &[u8], i: usize| f16_to_f32([row[2 * i], row[2 * i + 1]]));
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn f32_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-    tiles!(x, out, float, f32_tile, row);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn f16_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-    tiles!(x, out, float, f16_tile, row);
-}
+float_kernels!(
+    "avx2,fma,f16c",
+    8,
+    __m256,
+    1 x 2,
+    _mm256_setzero_ps,
+    load_f32,
+    half_at,
+    store_f32,
+    _mm256_set1_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps,
+    sum
+);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
@@ -311,27 +287,6 @@ fn iq2_xxs_tile<const N: usize>(row: &[BlockIq2Xxs], x: [Act256<'_>; N]) -> [f32
 pub(super) fn iq2_xxs_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     let row: &[BlockIq2Xxs] = bytemuck::cast_slice(row);
     tiles!(x, out, act256, iq2_xxs_tile, row);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    f32_tile::<1>(bytemuck::cast_slice(a), [b])[0]
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    let wide = _mm256_set1_ps(a);
-    let mut parts = y.chunks_exact_mut(8);
-    let mut i = 0;
-    for part in &mut parts {
-        let v = _mm256_fmadd_ps(wide, load_f32(x, i), load_f32(part, 0));
-        // SAFETY: `part` has 8 values; the store needs no alignment.
-        unsafe { _mm256_storeu_ps(part.as_mut_ptr(), v) };
-        i += 8;
-    }
-    for (y, x) in parts.into_remainder().iter_mut().zip(&x[i..]) {
-        *y = a.mul_add(*x, *y);
-    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod float;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -33,6 +34,36 @@ pub struct Rows16 {
 
 /// Weight rows of a [`Rows16`]: lanes of a vector.
 const ROWS: usize = 16;
+
+/// Stored rows decoded at once for all heads of a query: they stay in the second cache.
+pub const TILE: usize = 32;
+
+/// Some decoded rows that all heads of a query attend to.
+#[derive(Clone, Copy)]
+pub struct Tile<'a> {
+    /// `[n, stride]`, of which the first `width` of each are the row.
+    pub rows: &'a [f32],
+    /// Rows, at most [`TILE`].
+    pub n: usize,
+    /// Width of a row and of a head.
+    pub width: usize,
+    /// Distance of rows.
+    pub stride: usize,
+}
+
+impl<'a> Tile<'a> {
+    /// The `r`th row.
+    #[inline]
+    pub fn row(&self, r: usize) -> &'a [f32] {
+        &self.rows[r * self.stride..][..self.width]
+    }
+}
+
+/// Dot products of heads `q [heads, width]` with the rows of a tile, into `scores [heads, TILE]`.
+pub type Scores = fn(q: &[f32], tile: &Tile<'_>, scores: &mut [f32]);
+
+/// Adds to `out [heads, width]` the rows of a tile, weighted by `weights [heads, TILE]`, in order.
+pub type Weigh = fn(weights: &[f32], tile: &Tile<'_>, out: &mut [f32]);
 
 /// Form of activations that a kernel reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +210,8 @@ pub struct Kernels {
     pub f32: Dots,
     /// F16 weights, float activations.
     pub f16: Dots,
+    /// Many rows of them.
+    pub f16_rows: Option<Rows16>,
     /// Q8_0 weights, int8 activations per 32.
     pub q8_0: Dots,
     /// The same for 16 rows and many activation rows, where that is faster; so below.
@@ -197,8 +230,10 @@ pub struct Kernels {
     pub iq2_xxs_rows: Option<Rows16>,
     /// Dot product of two float vectors of equal length.
     pub dot: fn(&[f32], &[f32]) -> f32,
-    /// `y += a * x`.
-    pub axpy: fn(f32, &[f32], &mut [f32]),
+    /// First half of attention.
+    pub scores: Scores,
+    /// Its second half.
+    pub weigh: Weigh,
 }
 
 impl Kernels {
@@ -231,7 +266,7 @@ impl Kernels {
         let direct = |input, dots, rows| Some(Product { input, dots, rows, decode: None });
         match ty {
             T::F32 => direct(Input::Float, self.f32, None),
-            T::F16 => direct(Input::Float, self.f16, None),
+            T::F16 => direct(Input::Float, self.f16, self.f16_rows),
             T::Q8_0 if !exact => direct(Input::Int32, self.q8_0, self.q8_0_rows),
             T::Q2K if !exact => direct(Input::Int256, self.q2_k, self.q2_k_rows),
             T::Q4K if !exact => direct(Input::Int256, self.q4_k, self.q4_k_rows),

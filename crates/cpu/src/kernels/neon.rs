@@ -5,15 +5,18 @@
 //! block and tile.
 #![allow(unsafe_code)]
 
-use super::{Columns, Kernels, Level, tiles};
+use super::float::float_kernels;
+use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, f16_to_f32, iq2_signs, scale_min};
 use std::arch::aarch64::*;
 
 pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Neon,
-    f32: f32_dots,
-    f16: f16_dots,
+    // SAFETY: NEON is part of the architecture; so below.
+    f32: |row, x, out| unsafe { f32_dots(row, x, out) },
+    f16: |row, x, out| unsafe { f16_dots(row, x, out) },
+    f16_rows: Some(Rows16 { least: 4, multiply: |rows, x, out| unsafe { f16_rows(rows, x, out) } }),
     q8_0: q8_0_dots,
     q8_0_rows: None,
     q2_k: q2_k_dots,
@@ -22,8 +25,9 @@ pub(super) const KERNELS: Kernels = Kernels {
     q4_k_rows: None,
     iq2_xxs: iq2_xxs_dots,
     iq2_xxs_rows: None,
-    dot: |a, b| f32_tile::<1>(a, [b])[0],
-    axpy,
+    dot: |a, b| unsafe { dot(a, b) },
+    scores: |q, tile, out| unsafe { scores(q, tile, out) },
+    weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
 };
 
 /// Four lanes whose sum is the dot product of the first 32 values of `w` and `q`.
@@ -81,51 +85,38 @@ fn load(x: &[f32], at: usize) -> float32x4_t {
     unsafe { vld1q_f32(x.as_ptr()) }
 }
 
-fn f32_tile<const N: usize>(w: &[f32], x: [&[f32]; N]) -> [f32; N] {
-    let mut acc = [[zero_f32(); 4]; N];
-    let full = w.len() / 16 * 16;
-    for i in (0..full).step_by(16) {
-        for k in 0..4 {
-            let w = load(w, i + 4 * k);
-            for j in 0..N {
-                // SAFETY: NEON is part of the architecture.
-                acc[j][k] = unsafe { vfmaq_f32(acc[j][k], w, load(x[j], i + 4 * k)) };
-            }
-        }
-    }
-    let mut out = [0.0; N];
-    for j in 0..N {
-        // SAFETY: NEON is part of the architecture.
-        let acc = unsafe { vaddq_f32(vaddq_f32(acc[j][0], acc[j][1]), vaddq_f32(acc[j][2], acc[j][3])) };
-        out[j] = sum(acc);
-        for i in full..w.len() {
-            out[j] += w[i] * x[j][i];
-        }
-    }
-    out
+#[inline(always)]
+fn store(x: &mut [f32], at: usize, v: float32x4_t) {
+    let x = &mut x[at..at + 4];
+    // SAFETY: `x` has 4 values.
+    unsafe { vst1q_f32(x.as_mut_ptr(), v) }
 }
 
-/// Decodes the row block by block on the stack, so that any alignment and both widths go one way.
-fn float_dots<const BYTES: usize>(row: &[u8], x: &Columns<'_>, out: &mut [f32], decode: fn(&[u8]) -> f32) {
-    const BLOCK: usize = 1024;
-    let mut w = [0f32; BLOCK];
-    out.fill(0.0);
-    for (b, bytes) in row.chunks(BLOCK * BYTES).enumerate() {
-        let n = bytes.len() / BYTES;
-        w.iter_mut().zip(bytes.chunks_exact(BYTES)).for_each(|(w, b)| *w = decode(b));
-        for (j, o) in out.iter_mut().enumerate() {
-            *o += f32_tile::<1>(&w[..n], [&x.float(j)[b * BLOCK..b * BLOCK + n]])[0];
-        }
-    }
+#[inline(always)]
+fn half_at(row: &[u8], i: usize) -> float32x4_t {
+    let h = row[2 * i..2 * i + 8].as_chunks::<2>().0;
+    load(&[f16_to_f32(h[0]), f16_to_f32(h[1]), f16_to_f32(h[2]), f16_to_f32(h[3])], 0)
 }
 
-fn f32_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-    float_dots::<4>(row, x, out, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+#[inline(always)]
+fn splat(v: f32) -> float32x4_t {
+    // SAFETY: NEON is part of the architecture.
+    unsafe { vdupq_n_f32(v) }
 }
 
-fn f16_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-    float_dots::<2>(row, x, out, |b| f16_to_f32([b[0], b[1]]));
+#[inline(always)]
+fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the architecture.
+    unsafe { vfmaq_f32(c, a, b) }
 }
+
+#[inline(always)]
+fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the architecture.
+    unsafe { vaddq_f32(a, b) }
+}
+
+float_kernels!("neon", 4, float32x4_t, 2 x 4, zero_f32, load, half_at, store, splat, fma, add, sum);
 
 fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
     let mut acc = [zero_f32(); N];
@@ -250,17 +241,4 @@ fn iq2_xxs_tile<const N: usize>(row: &[BlockIq2Xxs], x: [Act256<'_>; N]) -> [f32
 fn iq2_xxs_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     let row: &[BlockIq2Xxs] = bytemuck::cast_slice(row);
     tiles!(x, out, act256, iq2_xxs_tile, row);
-}
-
-fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    let mut parts = y.chunks_exact_mut(4);
-    let mut i = 0;
-    for part in &mut parts {
-        // SAFETY: `part` and the loaded slice of `x` have 4 values.
-        unsafe { vst1q_f32(part.as_mut_ptr(), vfmaq_n_f32(load(part, 0), load(x, i), a)) };
-        i += 4;
-    }
-    for (y, x) in parts.into_remainder().iter_mut().zip(&x[i..]) {
-        *y = a.mul_add(*x, *y);
-    }
 }

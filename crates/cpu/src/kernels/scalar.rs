@@ -1,6 +1,6 @@
 //! Plain Rust: the reference of `ds4_quant`, wrapped as kernels.
 
-use super::{Columns, Kernels, Level};
+use super::{Columns, Kernels, Level, TILE, Tile};
 use ds4_gguf::TensorType;
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{dot_row, f16_to_f32};
@@ -9,6 +9,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Scalar,
     f32: float::<4>,
     f16: float::<2>,
+    f16_rows: None,
     q8_0: |row, x, out| quantized(TensorType::Q8_0, row, x, out),
     q8_0_rows: None,
     q2_k: |row, x, out| quantized(TensorType::Q2K, row, x, out),
@@ -18,7 +19,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     iq2_xxs: |row, x, out| quantized(TensorType::Iq2Xxs, row, x, out),
     iq2_xxs_rows: None,
     dot: |a, b| a.iter().zip(b).map(|(a, b)| a * b).sum(),
-    axpy: |a, x, y| y.iter_mut().zip(x).for_each(|(y, x)| *y += a * x),
+    scores,
+    weigh,
 };
 
 fn float<const BYTES: usize>(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
@@ -41,5 +43,21 @@ fn quantized(ty: TensorType, row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
         };
         debug_assert!(dot.is_some(), "matrices are checked when they are bound");
         *o = dot.unwrap_or(f32::NAN);
+    }
+}
+
+fn scores(q: &[f32], tile: &Tile<'_>, scores: &mut [f32]) {
+    for (q, scores) in q.chunks_exact(tile.width).zip(scores.chunks_exact_mut(TILE)) {
+        for (r, s) in scores[..tile.n].iter_mut().enumerate() {
+            *s = tile.row(r).iter().zip(q).map(|(a, b)| a * b).sum();
+        }
+    }
+}
+
+fn weigh(weights: &[f32], tile: &Tile<'_>, out: &mut [f32]) {
+    for (out, weights) in out.chunks_exact_mut(tile.width).zip(weights.chunks_exact(TILE)) {
+        for (r, w) in weights[..tile.n].iter().enumerate() {
+            out.iter_mut().zip(tile.row(r)).for_each(|(o, v)| *o += w * v);
+        }
     }
 }
