@@ -115,8 +115,8 @@ fn index(words: &[i16; 32]) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512vl")]
 fn sums_of_four(p: [__m512i; 4]) -> __m128i {
-    let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let (a, b) = (pair(p[0], p[1]), pair(p[2], p[3]));
+    let a = _mm512_add_epi32(_mm512_unpacklo_epi32(p[0], p[1]), _mm512_unpackhi_epi32(p[0], p[1]));
+    let b = _mm512_add_epi32(_mm512_unpacklo_epi32(p[2], p[3]), _mm512_unpackhi_epi32(p[2], p[3]));
     let lanes = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     let half = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64::<1>(lanes));
     _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half))
@@ -150,8 +150,7 @@ fn scales_from(d: &[f32], b: usize) -> __m128 {
 #[inline]
 #[target_feature(enable = "f16c")]
 fn halves(d: [[u8; 2]; 4]) -> __m128 {
-    let d = d.map(|d| u64::from(u16::from_le_bytes(d)));
-    _mm_cvtph_ps(_mm_cvtsi64_si128((d[0] | d[1] << 16 | d[2] << 32 | d[3] << 48) as i64))
+    _mm_cvtph_ps(_mm_cvtsi64_si128(bytemuck::cast(d)))
 }
 
 /// The sum of the four sums.

@@ -12,8 +12,7 @@ const BLOCK: usize = 32;
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn load_block(q: &[i8], at: usize) -> __m256i {
-    let q = &q[at..at + BLOCK];
+fn load_block(q: &[i8; BLOCK]) -> __m256i {
     // SAFETY: `q` has 32 bytes; the load needs no alignment.
     unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
 }
@@ -21,13 +20,9 @@ fn load_block(q: &[i8], at: usize) -> __m256i {
 /// Sums of products of a block with `x`, in eight lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn products(block: &BlockQ8_0, x: &[i8], b: usize) -> __m256i {
-    let w = load_block(&block.q, 0);
-    _mm256_dpbusd_epi32(
-        _mm256_setzero_si256(),
-        _mm256_abs_epi8(w),
-        _mm256_sign_epi8(load_block(x, BLOCK * b), w),
-    )
+fn products(block: &BlockQ8_0, x: &[i8; BLOCK]) -> __m256i {
+    let (w, x) = (load_block(&block.q), load_block(x));
+    _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
 }
 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -35,14 +30,15 @@ fn row_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
     let mut acc = [_mm_setzero_ps(); N];
     let (fours, rest) = row.as_chunks::<4>();
     for (i, four) in fours.iter().enumerate() {
-        let b = 4 * i;
         prefetch(four);
-        let d = halves(four.each_ref().map(|block| block.d));
+        let d = halves([four[0].d, four[1].d, four[2].d, four[3].d]);
         for j in 0..N {
-            let p = [0, 1, 2, 3].map(|k| products(&four[k], x[j].q, b + k));
-            let p = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
+            let x_blocks: &[[i8; BLOCK]; 4] = &x[j].q.as_chunks().0.as_chunks().0[i];
+            let low = _mm256_hadd_epi32(products(&four[0], &x_blocks[0]), products(&four[1], &x_blocks[1]));
+            let high = _mm256_hadd_epi32(products(&four[2], &x_blocks[2]), products(&four[3], &x_blocks[3]));
+            let p = _mm256_hadd_epi32(low, high);
             let p = _mm_add_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256::<1>(p));
-            let x_scales = &x[j].d[b..b + 4];
+            let x_scales = &x[j].d.as_chunks::<4>().0[i];
             // SAFETY: `x_scales` has four values; the load needs no alignment.
             let scale = _mm_mul_ps(d, unsafe { _mm_loadu_ps(x_scales.as_ptr()) });
             acc[j] = _mm_fmadd_ps(_mm_cvtepi32_ps(p), scale, acc[j]);
@@ -55,7 +51,7 @@ fn row_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
         unsafe { _mm_storeu_ps(sums.as_mut_ptr(), acc[j]) };
         for (k, block) in rest.iter().enumerate() {
             let b = 4 * fours.len() + k;
-            let p = products(block, x[j].q, b);
+            let p = products(block, &x[j].q.as_chunks().0[b]);
             let p = _mm_add_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256::<1>(p));
             let p = _mm_hadd_epi32(_mm_hadd_epi32(p, p), p);
             let sum = _mm_cvtsi128_si32(p) as f32;
@@ -96,7 +92,7 @@ impl Packed {
             for (r, bytes) in bytes.iter_mut().enumerate() {
                 let blocks: &[BlockQ8_0] = bytemuck::cast_slice(&rows[r * row..(r + 1) * row]);
                 let (low, high) = (&blocks[2 * pair], &blocks[2 * pair + q.len() - 1]);
-                let (a, b) = (load_block(&low.q, 0), load_block(&high.q, 0));
+                let (a, b) = (load_block(&low.q), load_block(&high.q));
                 *bytes = _mm512_xor_si512(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b), middle);
                 (halves[0][r], halves[1][r]) = (low.d, high.d);
             }
