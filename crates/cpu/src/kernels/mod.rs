@@ -23,14 +23,12 @@ use ds4_quant::{dequantize_row, is_supported};
 /// Multiplies a weight row with the activation rows of `x`; `out[j]` is the product with the `j`th.
 pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
 
-/// A way to multiply 16 weight rows at once that gives the bits that [`Dots`] gives.
-#[derive(Clone, Copy, Debug)]
-pub struct Rows16 {
-    /// Fewest activation rows for which it is faster.
-    pub least: usize,
-    /// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`; `out`: `[16, rows of x]`.
-    pub multiply: fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]),
-}
+/// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`; `out`: `[16, rows of x]`. Gives the
+/// bits that [`Dots`] gives.
+pub type Rows16 = fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]);
+
+/// Fewest activation rows for which taking 16 weight rows at a time pays.
+const MANY: usize = 4;
 
 /// Weight rows of a [`Rows16`]: lanes of a vector.
 const ROWS: usize = 16;
@@ -294,16 +292,13 @@ impl Product {
     /// Multiplies weight rows, one behind the other, with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
     pub fn multiply(&self, rows: &[u8], row_bytes: usize, x: &Columns<'_>, out: &mut [f32]) {
         let n = x.index.len();
-        let many = self.rows.filter(|rows| n >= rows.least);
+        let many = self.rows.filter(|_| n >= MANY);
         let whole = many.map_or(0, |_| rows.len() / (ROWS * row_bytes) * ROWS);
         let (tiles, rest) = rows.split_at(whole * row_bytes);
         let (out_tiles, out_rest) = out.split_at_mut(whole * n);
         if let Some(many) = many {
             let outs = out_tiles.chunks_exact_mut(ROWS * n);
-            tiles
-                .chunks_exact(ROWS * row_bytes)
-                .zip(outs)
-                .for_each(|(rows, out)| (many.multiply)(rows, x, out));
+            tiles.chunks_exact(ROWS * row_bytes).zip(outs).for_each(|(rows, out)| many(rows, x, out));
         }
         let rows = rest.chunks_exact(row_bytes).zip(out_rest.chunks_exact_mut(n));
         rows.for_each(|(row, out)| self.dots(row, x, out));

@@ -3,7 +3,7 @@
 //! With VBMI a block of 256 is unpacked by 30 instructions and without a load from a table: a code is 8 fields of two bits, the table of
 //! codes is eight registers, and one instruction moves each field to a byte of its own.
 
-use super::tile;
+use super::tile::{self, Packed};
 use super::*;
 use crate::kernels::{ROWS, tiles};
 use ds4_quant::act::Act256;
@@ -58,8 +58,26 @@ fn scales_of(block: &BlockIq2Xxs) -> __m512i {
     _mm512_or_si512(_mm512_srli_epi64::<59>(groups), _mm512_set1_epi64(1))
 }
 
+/// Scales of each row's groups, and what 128 more in each of 32 quants adds, for either half of them.
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw")]
+fn lay_out_groups(packed: &mut Packed, b: usize, blocks: &[&BlockIq2Xxs; ROWS]) {
+    let words = tile::words_of_rows(|r| bytemuck::cast_ref(&blocks[r].groups));
+    for g in 0..8 {
+        let scales = _mm512_and_si512(_mm512_srli_epi32::<27>(words[2 * g + 1]), _mm512_set1_epi32(31));
+        let scales = _mm512_or_si512(scales, _mm512_set1_epi32(1));
+        let offset = _mm512_or_si512(_mm512_slli_epi32::<7>(scales), _mm512_slli_epi32::<23>(scales));
+        tile::store(scales, &mut packed.groups[b][g]);
+        tile::store(offset, &mut packed.groups[b][8 + g]);
+    }
+    let mut d = [[0; 2]; ROWS];
+    for (d, block) in d.iter_mut().zip(blocks) {
+        *d = block.d;
+    }
+    packed.d[b] = tile::halves(&d);
+}
+
 macro_rules! kernels {
-    ($features:literal, $unpack:path) => {
+    ($features:literal, $unpack:path, $lay_out:path) => {
         #[inline]
         #[target_feature(enable = $features)]
         fn products<const N: usize>(
@@ -92,23 +110,10 @@ macro_rules! kernels {
         #[target_feature(enable = $features)]
         pub(in super::super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
             tile::with_packed(|packed| {
-                let blocks = packed.room::<BlockIq2Xxs>(rows);
-                let middle = _mm512_set1_epi8(-128);
-                for b in 0..blocks {
-                    let mut out = tile::Unpacked::new();
-                    for r in 0..ROWS {
-                        let block: &BlockIq2Xxs = tile::block(rows, r, b);
-                        let (levels, signs) = $unpack(block);
-                        for k in 0..4 {
-                            out.q[r][k] = _mm512_add_epi8(middle, signed(levels[k], signs[k]));
-                        }
-                        let scales = _mm512_cvtepi64_epi32(scales_of(block));
-                        // What 128 more in each of 32 quants adds, for each half of them.
-                        let minima = _mm256_mullo_epi32(scales, _mm256_set1_epi32(128 << 16 | 128));
-                        out.groups[r] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(scales), minima);
-                        out.d[r] = block.d;
-                    }
-                    packed.lay_out(b, &out);
+                for b in 0..packed.room::<BlockIq2Xxs>(rows) {
+                    let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
+                    lay_out_groups(packed, b, &blocks);
+                    $lay_out(&mut packed.q[b], &blocks);
                 }
                 tile::multiply::<true, true>(packed, 0.125, x, out);
             });
@@ -144,7 +149,24 @@ pub(super) mod table {
         (levels, signs)
     }
 
-    kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", unpack);
+    /// Unpacks rows and turns them to columns.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], blocks: &[&BlockIq2Xxs; ROWS]) {
+        let middle = _mm512_set1_epi8(-128);
+        let mut rows = [[_mm512_setzero_si512(); ROWS]; 4];
+        for (r, block) in blocks.iter().enumerate() {
+            let (levels, signs) = unpack(block);
+            for k in 0..4 {
+                rows[k][r] = _mm512_add_epi8(middle, signed(levels[k], signs[k]));
+            }
+        }
+        for (q, rows) in q.as_chunks_mut::<16>().0.iter_mut().zip(rows) {
+            q.iter_mut().zip(tile::transpose(rows)).for_each(|(out, v)| tile::store(v, out));
+        }
+    }
+
+    kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", unpack, lay_out);
 }
 
 /// By VBMI and GFNI.
@@ -189,18 +211,23 @@ pub(super) mod vbmi {
         at
     };
 
+    /// The grid's entries, of 16 bits, of codes of 16 bits.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,gfni")]
+    fn look_up(codes: __m512i) -> __m512i {
+        let bit6 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(64));
+        let bit7 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(128));
+        let pair = |i: usize| _mm512_permutex2var_epi16(grid(2 * i), codes, grid(2 * i + 1));
+        let low = _mm512_mask_blend_epi16(bit6, pair(0), pair(1));
+        let high = _mm512_mask_blend_epi16(bit6, pair(2), pair(3));
+        _mm512_mask_blend_epi16(bit7, low, high)
+    }
+
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,gfni")]
     fn unpack(block: &BlockIq2Xxs) -> Unpacked {
         let groups = load(bytemuck::cast_ref(&block.groups));
-        let codes = _mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, load(&CODES), groups);
-        let grid = |i: usize| index_u16(&GRID[i]);
-        let pair = |i: usize| _mm512_permutex2var_epi16(grid(2 * i), codes, grid(2 * i + 1));
-        let bit6 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(64));
-        let bit7 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(128));
-        let low = _mm512_mask_blend_epi16(bit6, pair(0), pair(1));
-        let high = _mm512_mask_blend_epi16(bit6, pair(2), pair(3));
-        let words = _mm512_mask_blend_epi16(bit7, low, high);
+        let words = look_up(_mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, load(&CODES), groups));
         // Fields of two bits to bytes, whose upper bits the look-up ignores or finds repeated.
         let fields = _mm512_set1_epi64(0x0e0c_0a08_0604_0200);
         let magnitudes = _mm512_set1_epi32(0x002b_1908);
@@ -232,11 +259,65 @@ pub(super) mod vbmi {
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn index_u16(words: &[u16; 32]) -> __m512i {
-        load(bytemuck::cast_ref(words))
+    fn grid(i: usize) -> __m512i {
+        load(bytemuck::cast_ref(&GRID[i]))
     }
 
-    kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,gfni", unpack);
+    /// The eight sign bits of seven.
+    static EIGHTS: [u8; 128] = {
+        let mut eights = [0; 128];
+        let mut s7 = 0;
+        while s7 < 128 {
+            eights[s7] = s7 as u8 | (s7.count_ones() as u8 & 1) << 7;
+            s7 += 1;
+        }
+        eights
+    };
+
+    /// A byte of every word in all of its bytes.
+    static EVERYWHERE: [[u8; 16]; 4] =
+        [in_words([0; 4]), in_words([1; 4]), in_words([2; 4]), in_words([3; 4])];
+
+    /// Places of the four fields of a half entry of every word.
+    static FIELDS: [i64; 4] =
+        [places([0, 2, 4, 6]), places([8, 10, 12, 14]), places([16, 18, 20, 22]), places([24, 26, 28, 30])];
+
+    /// Places in eight bytes, of which `at` gives four for the word `i`.
+    const fn places(at: [u8; 4]) -> i64 {
+        let [a, b, c, d] = at;
+        i64::from_le_bytes([a, b, c, d, a + 32, b + 32, c + 32, d + 32])
+    }
+
+    /// A lane is a row from the start: the codes of 16 rows are turned to columns before they are unpacked.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,gfni")]
+    fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], blocks: &[&BlockIq2Xxs; ROWS]) {
+        let words = tile::words_of_rows(|r| bytemuck::cast_ref(&blocks[r].groups));
+        let plus = _mm512_set1_epi32(i32::from_le_bytes([128 + 8, 128 + 25, 128 + 43, 0]));
+        let minus = _mm512_set1_epi32(i32::from_le_bytes([128 - 8, 128 - 25, 128 - 43, 0]));
+        let (low, high) = (&EIGHTS.as_chunks::<64>().0[0], &EIGHTS.as_chunks::<64>().0[1]);
+        for (g, q) in q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let (codes, aux) = (words[2 * g], words[2 * g + 1]);
+            let sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places([0, 7, 14, 21])), aux);
+            let signs = _mm512_permutex2var_epi8(load(low), sevens, load(high));
+            for (two, q) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                // Two codes of each row, in a half of a word each.
+                let entries = look_up(shuffle(codes, &PAIRS[two]));
+                for (k, q) in q.iter_mut().enumerate() {
+                    let (code, half) = (k / 2, k % 2);
+                    let at = _mm512_set1_epi64(FIELDS[k]);
+                    let fields = _mm512_multishift_epi64_epi8(at, entries);
+                    let sign = shuffle(signs, &EVERYWHERE[2 * two + code]);
+                    let bits = _mm512_set1_epi32(0x0804_0201 << (4 * half));
+                    let negative = _mm512_test_epi8_mask(sign, bits);
+                    let bytes = _mm512_permutexvar_epi8(fields, plus);
+                    tile::store(_mm512_mask_permutexvar_epi8(bytes, negative, fields, minus), q);
+                }
+            }
+        }
+    }
+
+    kernels!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,gfni", unpack, lay_out);
 }
 
 #[cfg(test)]

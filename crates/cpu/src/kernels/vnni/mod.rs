@@ -15,32 +15,27 @@ mod q4_k;
 mod q8_0;
 mod tile;
 
-use super::{Columns, Kernels, Level, Rows16, avx512};
+use super::{Columns, Kernels, Level, avx512};
 use std::arch::x86_64::*;
-
-/// Laying weights out pays from `least` activation rows.
-const fn many(least: usize, multiply: fn(&[u8], &Columns<'_>, &mut [f32])) -> Option<Rows16> {
-    Some(Rows16 { least, multiply })
-}
 
 pub(super) const VNNI: Kernels = Kernels {
     level: Level::Vnni,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
     q8_0: |row, x, out| unsafe { q8_0::dots(row, x, out) },
     // SAFETY: as above.
-    q8_0_rows: many(4, |rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
+    q8_0_rows: Some(|rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
     // SAFETY: as above.
     q2_k: |row, x, out| unsafe { q2_k::dots(row, x, out) },
     // SAFETY: as above.
-    q2_k_rows: many(8, |rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
+    q2_k_rows: Some(|rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
     // SAFETY: as above.
     q4_k: |row, x, out| unsafe { q4_k::dots(row, x, out) },
     // SAFETY: as above.
-    q4_k_rows: many(8, |rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
+    q4_k_rows: Some(|rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
     // SAFETY: as above.
     iq2_xxs: |row, x, out| unsafe { iq2_xxs::table::dots(row, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: many(8, |rows, x, out| unsafe { iq2_xxs::table::rows(rows, x, out) }),
+    iq2_xxs_rows: Some(|rows, x, out| unsafe { iq2_xxs::table::rows(rows, x, out) }),
     ..avx512::KERNELS
 };
 
@@ -49,7 +44,7 @@ pub(super) const VBMI: Kernels = Kernels {
     // SAFETY: as above.
     iq2_xxs: |row, x, out| unsafe { iq2_xxs::vbmi::dots(row, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: many(8, |rows, x, out| unsafe { iq2_xxs::vbmi::rows(rows, x, out) }),
+    iq2_xxs_rows: Some(|rows, x, out| unsafe { iq2_xxs::vbmi::rows(rows, x, out) }),
     ..VNNI
 };
 
@@ -65,6 +60,13 @@ fn prefetch<B>(blocks: &[B]) {
         // SAFETY: a prefetch reads nothing that the program could see, and an address that is not there is ignored.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(AHEAD + at)) };
     }
+}
+
+/// Asks for the line of an address, as far as the second cache.
+#[inline]
+fn ask_second_cache(line: *const u8) {
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }
 
 /// 64 bytes of activations or weights.
@@ -109,6 +111,29 @@ fn min_products(minima: __m256i, sums: &[i16; 16]) -> __m512i {
 #[target_feature(enable = "avx512f")]
 fn index(words: &[i16; 32]) -> __m512i {
     load(bytemuck::cast_ref(words))
+}
+
+/// Places of the bytes of every word of a lane, of which `at` gives those of the first; 128 makes a 0.
+const fn in_words(at: [u8; 4]) -> [u8; 16] {
+    let mut places = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        places[i] = at[i % 4] + 4 * (i / 4) as u8;
+        i += 1;
+    }
+    places
+}
+
+/// Two bytes of every word, each in a half of it.
+static PAIRS: [[u8; 16]; 2] = [in_words([0, 128, 1, 128]), in_words([2, 128, 3, 128])];
+
+/// The bytes of every lane from their places in it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn shuffle(v: __m512i, places: &[u8; 16]) -> __m512i {
+    // SAFETY: there are 16 bytes; the load needs no alignment.
+    let places = unsafe { _mm_loadu_si128(places.as_ptr().cast()) };
+    _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(places))
 }
 
 /// The sum of each of four vectors.

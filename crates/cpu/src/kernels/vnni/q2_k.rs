@@ -2,7 +2,7 @@
 //! row takes 16 more. Many rows: quants are multiplied by their scale when they are laid out (at most 45), so that the 64 steps of a block
 //! are one sum.
 
-use super::tile::{self, Unpacked};
+use super::tile::{self, Packed};
 use super::*;
 use crate::kernels::{ROWS, tiles};
 use ds4_quant::BlockQ2K;
@@ -73,63 +73,60 @@ block_dots!(
     Some(|block| block.dmin)
 );
 
-/// Quants times scales, in order.
-#[inline]
+/// A byte of every word in both halves of it.
+static BOTH_HALVES: [[u8; 16]; 4] = [
+    in_words([0, 128, 0, 128]),
+    in_words([1, 128, 1, 128]),
+    in_words([2, 128, 2, 128]),
+    in_words([3, 128, 3, 128]),
+];
+
+/// Lays out block `b` of each row, quants times scales.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn unpack(block: &BlockQ2K) -> [__m512i; 4] {
-    let q = load(&block.q);
-    let three = _mm512_set1_epi8(3);
-    // SAFETY: there are 16 bytes; the load needs no alignment.
-    let bytes = unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) };
-    let scales = _mm512_broadcast_i32x4(_mm_and_si128(bytes, _mm_set1_epi8(15)));
-    let planes = [
-        _mm512_and_si512(q, three),
-        _mm512_and_si512(_mm512_srli_epi16::<2>(q), three),
-        _mm512_and_si512(_mm512_srli_epi16::<4>(q), three),
-        _mm512_and_si512(_mm512_srli_epi16::<6>(q), three),
-    ];
-    let quants = [
-        _mm512_shuffle_i64x2::<0x44>(planes[0], planes[1]),
-        _mm512_shuffle_i64x2::<0x44>(planes[2], planes[3]),
-        _mm512_shuffle_i64x2::<0xee>(planes[0], planes[1]),
-        _mm512_shuffle_i64x2::<0xee>(planes[2], planes[3]),
-    ];
-    // 0, s, 2s, 3s in every lane, of which a quant picks one.
-    let (odd, high) = (_mm512_set1_epi32(0xff00_ff00u32 as i32), _mm512_set1_epi32(0xffff_0000u32 as i32));
-    let lane = _mm512_set_epi64(
-        0x0303_0303_0303_0303,
-        0x0303_0303_0303_0303,
-        0x0202_0202_0202_0202,
-        0x0202_0202_0202_0202,
-        0x0101_0101_0101_0101,
-        0x0101_0101_0101_0101,
-        0,
-        0,
-    );
-    let mut out = quants;
-    for (part, out) in out.iter_mut().enumerate() {
-        let s = _mm512_shuffle_epi8(scales, _mm512_add_epi8(lane, _mm512_set1_epi8(4 * part as i8)));
-        let multiples =
-            _mm512_add_epi8(_mm512_and_si512(s, odd), _mm512_and_si512(_mm512_add_epi8(s, s), high));
-        *out = _mm512_shuffle_epi8(multiples, *out);
+fn lay_out(packed: &mut Packed, b: usize, rows: &[u8]) {
+    let blocks: [&BlockQ2K; ROWS] = tile::blocks(rows, b);
+    let (q, groups) = (&mut packed.q[b], &mut packed.groups[b]);
+    let mut scales = [_mm512_setzero_si512(); ROWS];
+    for (r, scales) in scales.iter_mut().enumerate() {
+        // SAFETY: there are 16 bytes; the load needs no alignment.
+        *scales = _mm512_castsi128_si512(unsafe { _mm_loadu_si128(blocks[r].scales.as_ptr().cast()) });
     }
-    out
+    let scales = tile::transpose(scales);
+    let nibble = _mm512_set1_epi8(15);
+    let mut by_sub_block = [_mm512_setzero_si512(); 16];
+    for (i, by_sub_block) in by_sub_block.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let minima = _mm512_and_si512(_mm512_srli_epi16::<4>(scales[i]), nibble);
+        tile::store(shuffle(minima, &PAIRS[0]), &mut groups[8 + 2 * i]);
+        tile::store(shuffle(minima, &PAIRS[1]), &mut groups[8 + 2 * i + 1]);
+        let scales = _mm512_and_si512(scales[i], nibble);
+        for (out, byte) in by_sub_block.iter_mut().zip(&BOTH_HALVES) {
+            *out = shuffle(scales, byte);
+        }
+    }
+    let three = _mm512_set1_epi8(3);
+    for (t, mut bits) in tile::words_of_rows(|r| &blocks[r].q).into_iter().enumerate() {
+        let (half, column) = (t / 8, t % 8);
+        for plane in 0..4 {
+            let quants = _mm512_and_si512(bits, three);
+            bits = _mm512_srli_epi16::<2>(bits);
+            // At most 3 * 15: no byte of two reaches into the other.
+            let scaled = _mm512_mullo_epi16(quants, by_sub_block[8 * half + 2 * plane + column / 4]);
+            tile::store(scaled, &mut q[32 * half + 8 * plane + column]);
+        }
+    }
+    let (mut d, mut dmin) = ([[0; 2]; ROWS], [[0; 2]; ROWS]);
+    for r in 0..ROWS {
+        (d[r], dmin[r]) = (blocks[r].d, blocks[r].dmin);
+    }
+    (packed.d[b], packed.dmin[b]) = (tile::halves(&d), tile::halves(&dmin));
 }
 
 /// 16 weight rows with the columns; see [`tile`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     tile::with_packed(|packed| {
-        let blocks = packed.room::<BlockQ2K>(rows);
-        for b in 0..blocks {
-            let mut out = Unpacked::new();
-            for r in 0..ROWS {
-                let block: &BlockQ2K = tile::block(rows, r, b);
-                out.q[r] = unpack(block);
-                out.groups[r] = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), minima(block));
-                (out.d[r], out.dmin[r]) = (block.d, block.dmin);
-            }
-            packed.lay_out(b, &out);
+        for b in 0..packed.room::<BlockQ2K>(rows) {
+            lay_out(packed, b, rows);
         }
         tile::multiply::<false, false>(packed, 1.0, x, out);
     });

@@ -1,6 +1,6 @@
 //! Q4_K, 144 bytes a block.
 
-use super::tile::{self, Unpacked};
+use super::tile::{self, Packed};
 use super::*;
 use crate::kernels::{ROWS, tiles};
 use ds4_quant::BlockQ4K;
@@ -76,36 +76,40 @@ block_dots!(
     Some(|block| block.dmin)
 );
 
-/// Quants, in order.
-#[inline]
+/// Lays out block `b` of each row.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn unpack(block: &BlockQ4K) -> [__m512i; 4] {
-    let (a, b) = halves_of(&block.q, 0);
-    let (c, d) = halves_of(&block.q, 1);
-    [
-        _mm512_shuffle_i64x2::<0x44>(a, b),
-        _mm512_shuffle_i64x2::<0xee>(a, b),
-        _mm512_shuffle_i64x2::<0x44>(c, d),
-        _mm512_shuffle_i64x2::<0xee>(c, d),
-    ]
+fn lay_out(packed: &mut Packed, b: usize, rows: &[u8]) {
+    let blocks: [&BlockQ4K; ROWS] = tile::blocks(rows, b);
+    let (q, nibble) = (&mut packed.q[b], _mm512_set1_epi8(15));
+    for (half, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let words = tile::words_of_rows(|r| &blocks[r].q.as_chunks().0[half]);
+        for (t, bytes) in words.into_iter().enumerate() {
+            let (pair, column) = (t / 8, t % 8);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), nibble);
+            tile::store(_mm512_and_si512(bytes, nibble), &mut q[16 * pair + column]);
+            tile::store(high, &mut q[16 * pair + 8 + column]);
+        }
+    }
+    let (mut d, mut dmin) = ([[0; 2]; ROWS], [[0; 2]; ROWS]);
+    let mut groups = [_mm512_setzero_si512(); ROWS];
+    for r in 0..ROWS {
+        let (scales, minima) = scales_mins(&blocks[r].scales);
+        let scales = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scales as i64));
+        groups[r] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(scales), twice(minima));
+        (d[r], dmin[r]) = (blocks[r].d, blocks[r].dmin);
+    }
+    for (out, v) in packed.groups[b].iter_mut().zip(tile::transpose(groups)) {
+        tile::store(v, out);
+    }
+    (packed.d[b], packed.dmin[b]) = (tile::halves(&d), tile::halves(&dmin));
 }
 
 /// 16 weight rows with the columns; see [`tile`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     tile::with_packed(|packed| {
-        let blocks = packed.room::<BlockQ4K>(rows);
-        for b in 0..blocks {
-            let mut out = Unpacked::new();
-            for r in 0..ROWS {
-                let block: &BlockQ4K = tile::block(rows, r, b);
-                out.q[r] = unpack(block);
-                let (scales, minima) = scales_mins(&block.scales);
-                let scales = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scales as i64));
-                out.groups[r] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(scales), twice(minima));
-                (out.d[r], out.dmin[r]) = (block.d, block.dmin);
-            }
-            packed.lay_out(b, &out);
+        for b in 0..packed.room::<BlockQ4K>(rows) {
+            lay_out(packed, b, rows);
         }
         tile::multiply::<true, false>(packed, 1.0, x, out);
     });

@@ -92,16 +92,14 @@ impl Packed {
             for (r, bytes) in bytes.iter_mut().enumerate() {
                 let blocks: &[BlockQ8_0] = bytemuck::cast_slice(&rows[r * row..(r + 1) * row]);
                 let (low, high) = (&blocks[2 * pair], &blocks[2 * pair + q.len() - 1]);
+                ask_second_cache(low.d.as_ptr().wrapping_add(rows.len()));
                 let (a, b) = (load_block(&low.q), load_block(&high.q));
                 *bytes = _mm512_xor_si512(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b), middle);
                 (halves[0][r], halves[1][r]) = (low.d, high.d);
             }
             let columns = tile::transpose(bytes);
             for (q, columns) in q.iter_mut().zip(columns.as_chunks::<8>().0) {
-                for (out, v) in q.iter_mut().zip(columns) {
-                    // SAFETY: `out` has 64 bytes; the store needs no alignment.
-                    unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), *v) };
-                }
+                q.iter_mut().zip(columns).for_each(|(out, v)| tile::store(*v, out));
             }
             for (d, halves) in d.iter_mut().zip(&halves) {
                 *d = tile::halves(halves);

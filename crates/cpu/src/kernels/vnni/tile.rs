@@ -11,36 +11,16 @@ use std::cell::RefCell;
 /// Activation rows that a loaded vector meets.
 const COLUMNS: usize = 8;
 
-/// A block of each of 16 rows, unpacked.
-pub(super) struct Unpacked {
-    /// Quants, unsigned, in order.
-    pub(super) q: [[__m512i; 4]; ROWS],
-    /// Scales of the groups of 32 as 8 words; minima of 16 weights as 16 half words.
-    pub(super) groups: [__m512i; ROWS],
-    /// Halves.
-    pub(super) d: [[u8; 2]; ROWS],
-    pub(super) dmin: [[u8; 2]; ROWS],
-}
-
-impl Unpacked {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn new() -> Self {
-        let zero = _mm512_setzero_si512();
-        Unpacked { q: [[zero; 4]; ROWS], groups: [zero; ROWS], d: [[0; 2]; ROWS], dmin: [[0; 2]; ROWS] }
-    }
-}
-
 /// 16 rows of blocks, side by side.
 #[derive(Default)]
 pub(super) struct Packed {
     /// `[blocks, 64, 16 rows, 4]`: quants, unsigned.
-    q: Vec<[[u8; 4 * ROWS]; 64]>,
+    pub(super) q: Vec<[[u8; 4 * ROWS]; 64]>,
     /// `[blocks, 16, 16 rows]`: 8 scales of groups of 32, 8 pairs of minima of 16.
-    groups: Vec<[[i32; ROWS]; 16]>,
+    pub(super) groups: Vec<[[i32; ROWS]; 16]>,
     /// `[blocks, 16 rows]`.
-    d: Vec<[f32; ROWS]>,
-    dmin: Vec<[f32; ROWS]>,
+    pub(super) d: Vec<[f32; ROWS]>,
+    pub(super) dmin: Vec<[f32; ROWS]>,
 }
 
 thread_local! {
@@ -52,12 +32,18 @@ pub(super) fn with_packed(f: impl FnOnce(&mut Packed)) {
     PACKED.with_borrow_mut(f);
 }
 
-/// Block `b` of row `r` of 16.
+/// Block `b` of each of 16 rows. The blocks of the next 16 rows at the same place are asked for: to the hardware these are 16 streams, too
+/// many to see.
 #[inline]
-pub(super) fn block<B: bytemuck::Pod>(rows: &[u8], r: usize, b: usize) -> &B {
+pub(super) fn blocks<B: bytemuck::Pod>(rows: &[u8], b: usize) -> [&B; ROWS] {
     let row = rows.len() / ROWS;
-    let at = r * row + b * size_of::<B>();
-    bytemuck::from_bytes(&rows[at..at + size_of::<B>()])
+    let bytes = |r: usize| &rows[r * row + b * size_of::<B>()..][..size_of::<B>()];
+    for r in 0..ROWS {
+        let next = bytes(r).as_ptr().wrapping_add(rows.len());
+        ask_second_cache(next);
+        ask_second_cache(next.wrapping_add(size_of::<B>() - 1));
+    }
+    std::array::from_fn(|r| bytemuck::from_bytes(bytes(r)))
 }
 
 impl Packed {
@@ -70,31 +56,14 @@ impl Packed {
         self.dmin.resize(blocks, [0.0; ROWS]);
         blocks
     }
-
-    /// Lays out block `b` of each row.
-    #[inline]
-    #[target_feature(enable = "avx2,f16c,avx512f")]
-    pub(super) fn lay_out(&mut self, b: usize, block: &Unpacked) {
-        for (part, out) in self.q[b].as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let mut rows = [_mm512_setzero_si512(); ROWS];
-            for (row, q) in rows.iter_mut().zip(&block.q) {
-                *row = q[part];
-            }
-            store(&transpose(rows), bytemuck::cast_mut(out));
-        }
-        store(&transpose(block.groups), &mut self.groups[b]);
-        self.d[b] = halves(&block.d);
-        self.dmin[b] = halves(&block.dmin);
-    }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(from: &[__m512i; 16], to: &mut [[i32; ROWS]; 16]) {
-    for (from, to) in from.iter().zip(to) {
-        // SAFETY: `to` has 64 bytes; the store needs no alignment.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *from) };
-    }
+pub(super) fn store<T: bytemuck::Pod>(v: __m512i, to: &mut T) {
+    const { assert!(size_of::<T>() == 64) };
+    // SAFETY: `to` has 64 bytes; the store needs no alignment.
+    unsafe { _mm512_storeu_si512(std::ptr::from_mut(to).cast(), v) };
 }
 
 #[inline]
@@ -107,6 +76,17 @@ pub(super) fn halves(d: &[[u8; 2]; ROWS]) -> [f32; ROWS] {
         _mm512_storeu_ps(out.as_mut_ptr(), floats);
     }
     out
+}
+
+/// 64 bytes of each row, of which `at` gives those of one, as 16 words of all rows.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn words_of_rows<'a>(at: impl Fn(usize) -> &'a [u8; 64]) -> [__m512i; 16] {
+    let mut rows = [_mm512_setzero_si512(); ROWS];
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = load(at(r));
+    }
+    transpose(rows)
 }
 
 /// Rows of 16 words to columns.
