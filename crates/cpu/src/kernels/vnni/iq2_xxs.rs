@@ -113,7 +113,7 @@ macro_rules! kernels {
                 for b in 0..packed.room::<BlockIq2Xxs>(rows) {
                     let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
                     lay_out_groups(packed, b, &blocks);
-                    $lay_out(&mut packed.q[b], &blocks);
+                    $lay_out(&mut packed.q[b].0, &blocks);
                 }
                 tile::multiply::<true, true>(packed, 0.125, x, out);
             });

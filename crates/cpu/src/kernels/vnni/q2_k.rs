@@ -85,7 +85,7 @@ static BOTH_HALVES: [[u8; 16]; 4] = [
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn lay_out(packed: &mut Packed, b: usize, rows: &[u8]) {
     let blocks: [&BlockQ2K; ROWS] = tile::blocks(rows, b);
-    let (q, groups) = (&mut packed.q[b], &mut packed.groups[b]);
+    let (q, groups) = (&mut packed.q[b].0, &mut packed.groups[b]);
     let mut scales = [_mm512_setzero_si512(); ROWS];
     for (r, scales) in scales.iter_mut().enumerate() {
         // SAFETY: there are 16 bytes; the load needs no alignment.

@@ -80,7 +80,7 @@ block_dots!(
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn lay_out(packed: &mut Packed, b: usize, rows: &[u8]) {
     let blocks: [&BlockQ4K; ROWS] = tile::blocks(rows, b);
-    let (q, nibble) = (&mut packed.q[b], _mm512_set1_epi8(15));
+    let (q, nibble) = (&mut packed.q[b].0, _mm512_set1_epi8(15));
     for (half, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let words = tile::words_of_rows(|r| &blocks[r].q.as_chunks().0[half]);
         for (t, bytes) in words.into_iter().enumerate() {

@@ -68,11 +68,16 @@ pub(super) fn dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     tiles!(x, out, act32, row_tile, row);
 }
 
+/// A block's 8 steps, each a line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Steps([[u8; 4 * ROWS]; BLOCK / 4]);
+
 /// 16 rows of blocks, side by side.
 #[derive(Default)]
 struct Packed {
     /// `[blocks, 8, 16 rows, 4]`: weights plus 128.
-    q: Vec<[[u8; 4 * ROWS]; BLOCK / 4]>,
+    q: Vec<Steps>,
     /// `[blocks, 16 rows]`.
     d: Vec<[f32; ROWS]>,
 }
@@ -83,7 +88,7 @@ impl Packed {
     fn load(&mut self, rows: &[u8]) {
         let row = rows.len() / ROWS;
         let blocks = row / size_of::<BlockQ8_0>();
-        self.q.resize(blocks, [[0; 4 * ROWS]; BLOCK / 4]);
+        self.q.resize(blocks, Steps([[0; 4 * ROWS]; BLOCK / 4]));
         self.d.resize(blocks, [0.0; ROWS]);
         let middle = _mm512_set1_epi8(-128);
         for (pair, (q, d)) in self.q.chunks_mut(2).zip(self.d.chunks_mut(2)).enumerate() {
@@ -99,7 +104,7 @@ impl Packed {
             }
             let columns = tile::transpose(bytes);
             for (q, columns) in q.iter_mut().zip(columns.as_chunks::<8>().0) {
-                q.iter_mut().zip(columns).for_each(|(out, v)| tile::store(*v, out));
+                q.0.iter_mut().zip(columns).for_each(|(out, v)| tile::store(*v, out));
             }
             for (d, halves) in d.iter_mut().zip(&halves) {
                 *d = tile::halves(halves);
@@ -145,7 +150,7 @@ fn packed_tile<const N: usize>(packed: &Packed, x: &Columns<'_>, j: usize, out: 
         offsets[c] = x.offsets32(j + c);
     }
     let mut acc = [[_mm512_setzero_ps(); N]; 4];
-    for (b, (q, d)) in packed.q.iter().zip(&packed.d).enumerate() {
+    for (b, (Steps(q), d)) in packed.q.iter().zip(&packed.d).enumerate() {
         let mut int = [_mm512_setzero_si512(); N];
         let mut blocks: [&[i8; BLOCK]; N] = [&columns[0].q.as_chunks().0[b]; N];
         for c in 0..N {

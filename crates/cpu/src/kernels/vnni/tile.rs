@@ -11,11 +11,16 @@ use std::cell::RefCell;
 /// Activation rows that a loaded vector meets.
 const COLUMNS: usize = 8;
 
+/// A block's 64 steps, each a line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Steps(pub(super) [[u8; 4 * ROWS]; 64]);
+
 /// 16 rows of blocks, side by side.
 #[derive(Default)]
 pub(super) struct Packed {
     /// `[blocks, 64, 16 rows, 4]`: quants, unsigned.
-    pub(super) q: Vec<[[u8; 4 * ROWS]; 64]>,
+    pub(super) q: Vec<Steps>,
     /// `[blocks, 16, 16 rows]`: 8 scales of groups of 32, 8 pairs of minima of 16.
     pub(super) groups: Vec<[[i32; ROWS]; 16]>,
     /// `[blocks, 16 rows]`.
@@ -50,7 +55,7 @@ impl Packed {
     /// Makes room for 16 rows; their number of blocks.
     pub(super) fn room<B>(&mut self, rows: &[u8]) -> usize {
         let blocks = rows.len() / ROWS / size_of::<B>();
-        self.q.resize(blocks, [[0; 4 * ROWS]; 64]);
+        self.q.resize(blocks, Steps([[0; 4 * ROWS]; 64]));
         self.groups.resize(blocks, [[0; ROWS]; 16]);
         self.d.resize(blocks, [0.0; ROWS]);
         self.dmin.resize(blocks, [0.0; ROWS]);
@@ -164,7 +169,7 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
         rows[c] = x.act256(j + c);
     }
     let mut acc = [[_mm512_setzero_ps(); N]; 4];
-    for (b, q) in packed.q.iter().enumerate() {
+    for (b, Steps(q)) in packed.q.iter().enumerate() {
         let mut x: [&[i8; 256]; N] = [&rows[0].q.as_chunks().0[b]; N];
         for c in 1..N {
             x[c] = &rows[c].q.as_chunks().0[b];
