@@ -3,6 +3,7 @@
 //! Every parallel step writes one slice, and every task owns a contiguous piece of it: no locks, no shared
 //! writes, and nothing is allocated. A task's arithmetic never depends on how the work was split.
 
+use crate::rows::Floats;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -47,7 +48,7 @@ pub(crate) fn transpose(from: &[f32], n: usize, to: &mut [f32], rows: usize) {
 }
 
 thread_local! {
-    static SCRATCH: std::cell::RefCell<Vec<f32>> = const { std::cell::RefCell::new(Vec::new()) };
+    static SCRATCH: std::cell::RefCell<Floats> = std::cell::RefCell::default();
 }
 
 /// Lends a buffer of the running thread. It grows to the largest size asked for and stays.
@@ -55,10 +56,8 @@ thread_local! {
 /// Not to be held across another parallel step: a thread that waits may run a second task.
 pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     SCRATCH.with_borrow_mut(|buffer| {
-        if buffer.len() < len {
-            buffer.resize(len, 0.0);
-        }
-        f(&mut buffer[..len])
+        buffer.reserve(len);
+        f(&mut buffer.get_mut()[..len])
     })
 }
 

@@ -4,28 +4,57 @@ use crate::kernels::{Columns, Input};
 use ds4_quant::act::{quantize_32, quantize_256};
 use rayon::prelude::*;
 
+/// A line of the cache. Buffers of lines begin at one, so that no vector that is loaded from them lies in two.
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// Floats that begin at a line of the cache.
+#[derive(Default)]
+pub(crate) struct Floats(Vec<Line>);
+
+impl Floats {
+    /// Room for so many, zeros at first. It never becomes less.
+    pub(crate) fn reserve(&mut self, len: usize) {
+        let lines = len.div_ceil(16);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line::default());
+        }
+    }
+
+    pub(crate) fn get(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
 /// Activations `[capacity, width]`, of which the first `n` rows are in use.
 #[derive(Default)]
 pub struct Rows {
     pub(crate) width: usize,
     pub(crate) n: usize,
-    data: Vec<f32>,
+    data: Floats,
 }
 
 impl Rows {
     pub(crate) fn new(capacity: usize, width: usize) -> Self {
-        Rows { width, n: 0, data: vec![0.0; capacity * width] }
+        let mut data = Floats::default();
+        data.reserve(capacity * width);
+        Rows { width, n: 0, data }
     }
 
     /// The rows in use.
     pub(crate) fn used(&self) -> &[f32] {
-        &self.data[..self.n * self.width]
+        &self.data.get()[..self.n * self.width]
     }
 
     /// Takes `n` rows into use; their content is whatever was there.
     pub(crate) fn take(&mut self, n: usize) -> &mut [f32] {
         self.n = n;
-        &mut self.data[..n * self.width]
+        &mut self.data.get_mut()[..n * self.width]
     }
 
     /// The same with rows of another width: a buffer can serve steps of different widths.
@@ -35,7 +64,7 @@ impl Rows {
     }
 
     pub(crate) fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.width..(i + 1) * self.width]
+        &self.data.get()[i * self.width..(i + 1) * self.width]
     }
 }
 
