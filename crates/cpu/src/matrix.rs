@@ -1,7 +1,7 @@
 //! Weight matrices and their products with panels of rows.
 
 use crate::backend::Cpu;
-use crate::kernels::{Columns, Product};
+use crate::kernels::{Columns, Product, ROWS};
 use crate::pool::{pieces, transpose};
 use crate::rows::Rows;
 use ds4_gguf::Tensor;
@@ -67,10 +67,11 @@ impl Experts {
     }
 }
 
-/// Matrix rows of one task: few enough that every thread gets several tasks, many enough that handing one
-/// out costs nothing.
+/// Matrix rows of one task: few enough that every thread gets several tasks, many enough that handing one out costs nothing and that
+/// the next rows are mostly the task's own; whole tiles of rows where there are enough.
 pub(crate) fn block_rows(total: usize, threads: usize) -> usize {
-    (total / (4 * threads)).clamp(1, 32)
+    let rows = (total / (4 * threads)).clamp(1, 128);
+    if rows < ROWS { rows } else { rows / ROWS * ROWS }
 }
 
 impl Cpu {

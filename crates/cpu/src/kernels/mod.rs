@@ -31,7 +31,7 @@ pub type Rows16 = fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]);
 const MANY: usize = 4;
 
 /// Weight rows of a [`Rows16`]: lanes of a vector.
-const ROWS: usize = 16;
+pub(crate) const ROWS: usize = 16;
 
 /// Stored rows decoded at once for all heads of a query: they stay in the second cache.
 pub const TILE: usize = 32;
