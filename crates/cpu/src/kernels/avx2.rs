@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::float::float_kernels;
-use super::{Columns, Kernels, Level, ROWS, TILE, Tile, tiles};
+use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, f16_to_f32, scale_min};
 use std::arch::x86_64::*;
@@ -17,7 +17,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
     // SAFETY: as above.
-    f16_rows: Some(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: Rows16::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
     q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
     q8_0_rows: None,

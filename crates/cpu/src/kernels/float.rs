@@ -114,11 +114,10 @@ macro_rules! float_kernels {
                         products_f16(weights, part, acc);
                     }
                 }
-                for r in 0..ROWS {
+                for (r, acc) in acc.iter().flatten().enumerate() {
                     let w = &rows[r * row..(r + 1) * row];
-                    for c in 0..4.min(n - j) {
-                        let [low, high] = acc[r / $rows][r % $rows][c];
-                        let mut sum = $sum($add(low, high));
+                    for (c, [low, high]) in acc.iter().enumerate().take(n - j) {
+                        let mut sum = $sum($add(*low, *high));
                         let x = x.float(j + c);
                         for i in whole..len {
                             sum += f16_to_f32([w[2 * i], w[2 * i + 1]]) * x[i];
@@ -167,7 +166,7 @@ macro_rules! float_kernels {
             let mut r = 0;
             while r + 4 <= tile.n {
                 let mut h = 0;
-                while h + $rows <= heads {
+                while heads - h >= $rows {
                     scores_of::<$rows, 4>(q, tile, (h, r), scores);
                     h += $rows;
                 }

@@ -23,12 +23,14 @@ use ds4_quant::{dequantize_row, is_supported};
 /// Multiplies a weight row with the activation rows of `x`; `out[j]` is the product with the `j`th.
 pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
 
-/// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`; `out`: `[16, rows of x]`. Gives the
-/// bits that [`Dots`] gives.
-pub type Rows16 = fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]);
-
-/// Fewest activation rows for which taking 16 weight rows at a time pays.
-const MANY: usize = 4;
+/// A way to take 16 weight rows at once that gives the bits that [`Dots`] gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows16 {
+    /// Fewest activation rows for which it is faster.
+    pub least: usize,
+    /// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`; `out`: `[16, rows of x]`.
+    pub multiply: fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]),
+}
 
 /// Weight rows of a [`Rows16`]: lanes of a vector.
 pub(crate) const ROWS: usize = 16;
@@ -62,6 +64,16 @@ pub type Scores = fn(q: &[f32], tile: &Tile<'_>, scores: &mut [f32]);
 
 /// Adds to `out [heads, width]` the rows of a tile, weighted by `weights [heads, TILE]`, in order.
 pub type Weigh = fn(weights: &[f32], tile: &Tile<'_>, out: &mut [f32]);
+
+/// Laying weights out pays from this many activation rows.
+const MANY: usize = 4;
+
+impl Rows16 {
+    /// For [`MANY`] activation rows and more.
+    const fn many(multiply: fn(&[u8], &Columns<'_>, &mut [f32])) -> Option<Self> {
+        Some(Rows16 { least: MANY, multiply })
+    }
+}
 
 /// Form of activations that a kernel reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +173,7 @@ pub enum Level {
     Avx512,
     /// The same with VNNI (Cascade Lake and later).
     Vnni,
-    /// The same with VBMI and GFNI (Ice Lake, Zen 4 and later).
+    /// The same with VBMI (Ice Lake, Zen 4 and later).
     Vbmi,
     /// 64-bit Arm.
     Neon,
@@ -185,7 +197,7 @@ impl Level {
             levels.extend(avx512.then_some(Level::Avx512));
             let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
             levels.extend(vnni.then_some(Level::Vnni));
-            let vbmi = vnni && is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("gfni");
+            let vbmi = vnni && is_x86_feature_detected!("avx512vbmi");
             levels.extend(vbmi.then_some(Level::Vbmi));
         }
         #[cfg(target_arch = "aarch64")]
@@ -292,13 +304,16 @@ impl Product {
     /// Multiplies weight rows, one behind the other, with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
     pub fn multiply(&self, rows: &[u8], row_bytes: usize, x: &Columns<'_>, out: &mut [f32]) {
         let n = x.index.len();
-        let many = self.rows.filter(|_| n >= MANY);
+        let many = self.rows.filter(|rows| n >= rows.least);
         let whole = many.map_or(0, |_| rows.len() / (ROWS * row_bytes) * ROWS);
         let (tiles, rest) = rows.split_at(whole * row_bytes);
         let (out_tiles, out_rest) = out.split_at_mut(whole * n);
         if let Some(many) = many {
             let outs = out_tiles.chunks_exact_mut(ROWS * n);
-            tiles.chunks_exact(ROWS * row_bytes).zip(outs).for_each(|(rows, out)| many(rows, x, out));
+            tiles
+                .chunks_exact(ROWS * row_bytes)
+                .zip(outs)
+                .for_each(|(rows, out)| (many.multiply)(rows, x, out));
         }
         let rows = rest.chunks_exact(row_bytes).zip(out_rest.chunks_exact_mut(n));
         rows.for_each(|(row, out)| self.dots(row, x, out));

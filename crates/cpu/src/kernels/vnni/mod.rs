@@ -1,5 +1,5 @@
-//! AVX-512 with VNNI (four products of bytes and their sum in one instruction), and with VBMI and GFNI (any bytes of
-//! a table, products of bits).
+//! AVX-512 with VNNI (four products of bytes and their sum in one instruction), and with VBMI (any bytes of a
+//! table).
 //!
 //! A format has two kernels that give the same bits: the sum over a block is an exact integer, and there are four sums of blocks, one
 //! for every fourth block: `acc = fma(block, weight scale * activation scale, acc)`, in order; the product is
@@ -8,14 +8,17 @@
 //! * Many ([`tile`]): 16 weight rows are laid out once so that a vector holds four bytes of each, and meet all activation rows; a lane
 //!   is a weight row, so nothing is ever summed across lanes.
 #![allow(unsafe_code)]
+// Numbers of columns and parts are constants, and loops over them index several arrays.
+#![allow(clippy::needless_range_loop)]
 
 mod iq2_xxs;
+mod iq2_xxs_vbmi;
 mod q2_k;
 mod q4_k;
 mod q8_0;
 mod tile;
 
-use super::{Columns, Kernels, Level, avx512};
+use super::{Columns, Kernels, Level, Rows16, avx512};
 use std::arch::x86_64::*;
 
 pub(super) const VNNI: Kernels = Kernels {
@@ -23,28 +26,30 @@ pub(super) const VNNI: Kernels = Kernels {
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
     q8_0: |row, x, out| unsafe { q8_0::dots(row, x, out) },
     // SAFETY: as above.
-    q8_0_rows: Some(|rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
+    q8_0_rows: Rows16::many(|rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
     // SAFETY: as above.
     q2_k: |row, x, out| unsafe { q2_k::dots(row, x, out) },
     // SAFETY: as above.
-    q2_k_rows: Some(|rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
+    q2_k_rows: Rows16::many(|rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
     // SAFETY: as above.
     q4_k: |row, x, out| unsafe { q4_k::dots(row, x, out) },
     // SAFETY: as above.
-    q4_k_rows: Some(|rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
+    q4_k_rows: Rows16::many(|rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
     // SAFETY: as above.
-    iq2_xxs: |row, x, out| unsafe { iq2_xxs::table::dots(row, x, out) },
+    iq2_xxs: |row, x, out| unsafe { iq2_xxs::dots(row, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: Some(|rows, x, out| unsafe { iq2_xxs::table::rows(rows, x, out) }),
+    iq2_xxs_rows: Rows16::many(|rows, x, out| unsafe { iq2_xxs::rows(rows, x, out) }),
     ..avx512::KERNELS
 };
 
 pub(super) const VBMI: Kernels = Kernels {
     level: Level::Vbmi,
     // SAFETY: as above.
-    iq2_xxs: |row, x, out| unsafe { iq2_xxs::vbmi::dots(row, x, out) },
-    // SAFETY: as above.
-    iq2_xxs_rows: Some(|rows, x, out| unsafe { iq2_xxs::vbmi::rows(rows, x, out) }),
+    iq2_xxs_rows: Some(Rows16 {
+        least: 1,
+        // SAFETY: as above.
+        multiply: |rows, x, out| unsafe { iq2_xxs_vbmi::rows(rows, x, out) },
+    }),
     ..VNNI
 };
 
@@ -237,7 +242,7 @@ macro_rules! block_dots {
         }
 
         #[target_feature(enable = $features)]
-        pub(in super::super) fn dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+        pub(super) fn dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
             let row: &[$block] = bytemuck::cast_slice(row);
             tiles!(x, out, act256, row_tile, row);
         }

@@ -142,7 +142,6 @@ pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
 /// Columns `j..j + N` of the product.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn packed_tile<const N: usize>(packed: &Packed, x: &Columns<'_>, j: usize, out: &mut [f32]) {
-    let n = x.index.len();
     let mut columns = [x.act32(j); N];
     let mut offsets = [x.offsets32(j); N];
     for c in 1..N {
@@ -171,13 +170,5 @@ fn packed_tile<const N: usize>(packed: &Packed, x: &Columns<'_>, j: usize, out: 
             acc[b % 4][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[c]), scale, acc[b % 4][c]);
         }
     }
-    for c in 0..N {
-        let acc = _mm512_add_ps(_mm512_add_ps(acc[0][c], acc[1][c]), _mm512_add_ps(acc[2][c], acc[3][c]));
-        let mut lanes = [0f32; ROWS];
-        // SAFETY: `lanes` has 16 values; the store needs no alignment.
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), acc) };
-        for (r, v) in lanes.into_iter().enumerate() {
-            out[r * n + j + c] = v;
-        }
-    }
+    tile::put(&acc, j, out);
 }

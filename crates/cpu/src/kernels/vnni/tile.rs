@@ -149,7 +149,7 @@ pub(super) fn multiply<const SCALED: bool, const SIGNED: bool>(
 /// Four bytes of an activation row, in every lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn spread(x: &[i8; 256], four: usize) -> __m512i {
+pub(super) fn spread(x: &[i8; 256], four: usize) -> __m512i {
     let fours: &[[u8; 4]; 64] = bytemuck::cast_ref(x);
     _mm512_set1_epi32(i32::from_ne_bytes(fours[four]))
 }
@@ -214,6 +214,13 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
             }
         }
     }
+    put(&acc, j, out);
+}
+
+/// Puts the sums of four sums in columns `j..j + N` of `out [16, columns]`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn put<const N: usize>(acc: &[[__m512; N]; 4], j: usize, out: &mut [f32]) {
     let n = out.len() / ROWS;
     for c in 0..N {
         let sum = _mm512_add_ps(_mm512_add_ps(acc[0][c], acc[1][c]), _mm512_add_ps(acc[2][c], acc[3][c]));
@@ -228,7 +235,7 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn floats(v: &[f32; ROWS]) -> __m512 {
+pub(super) fn floats(v: &[f32; ROWS]) -> __m512 {
     // SAFETY: there are 16 values; the load needs no alignment.
     unsafe { _mm512_loadu_ps(v.as_ptr()) }
 }
