@@ -55,10 +55,9 @@ impl Tap for Stopwatch {
     }
     fn passed(&mut self, name: &str) {
         let step = name.rsplit('.').next().unwrap_or(name);
-        match STEPS.iter().position(|(s, ..)| *s == step) {
-            Some(step) => self.lap(step),
-            // Not counted apart: it belongs to what comes next.
-            None => {}
+        // What is not counted apart belongs to what comes next.
+        if let Some(step) = STEPS.iter().position(|(s, ..)| *s == step) {
+            self.lap(step);
         }
     }
     fn rows(&mut self, _: &str, _: usize, _: &[f32]) {}

@@ -4,6 +4,7 @@ use crate::experts::Pairs;
 use crate::kernels::{Kernels, Level};
 use crate::matrix::{Experts, Matrix};
 use crate::rows::{Panel, Routes, Rows, Selection, Table};
+use crate::select::Query;
 use crate::store::Store;
 use ds4_gguf::Tensor;
 use ds4_model::cache::{Layout, Part};
@@ -57,6 +58,8 @@ pub struct Cpu {
     pub(crate) head_control: Rows,
     /// Window rows of a run before they go to their slots.
     pub(crate) encoded: Vec<u8>,
+    /// Queries of the indexer, of a group of rows.
+    pub(crate) queries: Vec<Query>,
     /// Index scores of a group of rows, those of one row in order, and a copy that is being ranked.
     pub(crate) scores: Vec<f32>,
     pub(crate) ranked: Vec<f32>,
@@ -94,6 +97,7 @@ impl Cpu {
             control: Rows::new(rows, shape.hc_mix()),
             head_control: Rows::new(rows, shape.streams),
             encoded: Vec::new(),
+            queries: Vec::new(),
             scores: Vec::new(),
             ranked: Vec::new(),
             ranking: Vec::new(),

@@ -2,10 +2,12 @@
 
 use crate::attention::rotate;
 use crate::backend::Cpu;
+use crate::kernels::Kernels;
+use crate::kernels::index::{self, IndexQuery};
 use crate::pool::with_scratch;
 use crate::rows::{Rows, Selection};
 use crate::store::Store;
-use ds4_model::cache::{Layout, Part};
+use ds4_model::cache::{KvFormat, Layout, Part, RowCodec};
 use ds4_model::{Plan, Run};
 use rayon::prelude::*;
 
@@ -32,25 +34,22 @@ impl Cpu {
         runs: &[Run<'_, Store>],
         selection: &mut Selection,
     ) {
-        let (heads, dim, top_k) = (self.shape.index_heads, self.shape.index_dim, self.shape.index_top_k);
-        let (table, dot) = (self.rope.of(true), self.kernels.dot);
-        let width = q.width;
+        let (dim, top_k) = (self.shape.index_dim, self.shape.index_top_k);
+        let table = self.rope.of(true);
+        let scale = ((dim * self.shape.index_heads) as f32).powf(-0.5);
+        let (kernels, width) = (&self.kernels, q.width);
         let rows = q.take(plan.len()).par_chunks_mut(width).enumerate();
         rows.for_each(|(r, q)| {
-            let codec = runs[plan.run_of[r]].store.layout.codec;
-            for head in q.chunks_exact_mut(dim) {
-                rotate(head, table, plan.positions[r], false);
-                codec.round_query(head);
-            }
+            q.chunks_exact_mut(dim).for_each(|head| rotate(head, table, plan.positions[r], false));
         });
-        let scale = ((dim * heads) as f32).powf(-0.5);
         let q = &*q;
         selection.n = plan.len();
+        self.queries.resize_with(ROWS.max(self.queries.len()), Query::default);
         for (run, rows) in runs.iter().zip(&plan.runs) {
             let store = &*run.store;
             let (codec, keys) = (store.layout.codec, &store.layers[layer].keys);
             let unit = codec.key_bytes();
-            // A group of rows shares the decoding of keys.
+            // The scores of a group of rows wait to be ranked together, and their keys are read once.
             for first in rows.rows.clone().step_by(ROWS) {
                 let group = first..rows.rows.end.min(first + ROWS);
                 let seen = |r: usize| (plan.positions[r] + 1) / 4;
@@ -59,24 +58,19 @@ impl Cpu {
                 if most <= top_k {
                     continue;
                 }
+                let queries = &mut self.queries[..group.len()];
+                queries.par_iter_mut().zip(group.clone()).for_each(|(query, r)| {
+                    query.load(codec, q.row(r), weights.row(r), scale);
+                });
                 // `[blocks of keys, rows of the group, keys of a block]`
                 let size = most.div_ceil(KEYS) * KEYS * ROWS;
                 self.scores.resize(size.max(self.scores.len()), 0.0);
                 self.scores[..size].par_chunks_mut(KEYS * ROWS).enumerate().for_each(|(block, scores)| {
-                    with_scratch(dim, |key| {
-                        let first_key = block * KEYS;
-                        for (i, bytes) in keys[first_key * unit..]
-                            .chunks_exact(unit)
-                            .take(KEYS.min(most - first_key))
-                            .enumerate()
-                        {
-                            codec.load_key(bytes, key);
-                            for (scores, r) in scores.chunks_exact_mut(KEYS).zip(group.clone()) {
-                                let heads = q.row(r).chunks_exact(dim).zip(weights.row(r));
-                                scores[i] = heads.map(|(q, w)| w * scale * dot(q, key).max(0.0)).sum();
-                            }
-                        }
-                    });
+                    let n = KEYS.min(most - block * KEYS);
+                    let keys = &keys[block * KEYS * unit..][..n * unit];
+                    for (query, scores) in queries.iter().zip(scores.chunks_exact_mut(KEYS)) {
+                        query.scores(kernels, codec, keys, &mut scores[..n]);
+                    }
                 });
                 for r in group.clone().filter(|&r| seen(r) > top_k) {
                     self.ranked.clear();
@@ -89,6 +83,55 @@ impl Cpu {
             }
         }
     }
+}
+
+/// A rotated query of all heads, as it meets the keys.
+#[derive(Default)]
+pub(crate) struct Query {
+    /// Where keys are packed.
+    packed: IndexQuery,
+    bytes: Vec<u8>,
+    /// Where they are floats.
+    floats: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl Query {
+    fn load(&mut self, codec: RowCodec, q: &[f32], weights: &[f32], scale: f32) {
+        let (dim, unit) = (codec.index_dim, codec.key_bytes());
+        self.weights.clear();
+        self.weights.extend(weights.iter().map(|w| w * scale));
+        self.floats.clear();
+        self.floats.extend_from_slice(q);
+        if !packs(codec) {
+            self.floats.chunks_exact_mut(dim).for_each(|head| codec.round_query(head));
+            return;
+        }
+        self.bytes.resize(weights.len() * unit, 0);
+        for (head, bytes) in self.floats.chunks_exact_mut(dim).zip(self.bytes.chunks_exact_mut(unit)) {
+            codec.store_key(head, bytes);
+        }
+        self.packed.load(&self.bytes, &self.weights, dim);
+    }
+
+    /// Scores of some stored keys.
+    fn scores(&self, kernels: &Kernels, codec: RowCodec, keys: &[u8], scores: &mut [f32]) {
+        if packs(codec) {
+            return (kernels.index_scores)(&self.packed, keys, scores);
+        }
+        with_scratch(codec.index_dim, |key| {
+            for (score, bytes) in scores.iter_mut().zip(keys.chunks_exact(codec.key_bytes())) {
+                codec.load_key(bytes, key);
+                let heads = self.floats.chunks_exact(codec.index_dim).zip(&self.weights);
+                *score = heads.map(|(q, w)| w * (kernels.dot)(q, key).max(0.0)).sum();
+            }
+        });
+    }
+}
+
+/// Whether keys meet queries in integers.
+fn packs(codec: RowCodec) -> bool {
+    codec.format == KvFormat::Packed && codec.index_dim <= index::BLOCKS * index::BLOCK
 }
 
 /// The indices of the `out.len()` largest scores, ascending; of equal scores the lower index wins.

@@ -1,10 +1,11 @@
 //! Every kernel of every level this CPU has, against the scalar reference.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+use ds4_cpu::kernels::index::{BLOCK, BLOCKS, IndexQuery};
 use ds4_cpu::kernels::{Columns, Input, Kernels, Level, TILE, Tile};
 use ds4_gguf::TensorType;
 use ds4_quant::act::{Act32, Act256, quantize_32, quantize_256};
-use ds4_quant::{dequantize_row, dot_f32, dot_row};
+use ds4_quant::{dequantize_row, dot_f32, dot_row, fp4};
 use proptest::prelude::*;
 
 const TYPES: [TensorType; 8] = [
@@ -214,6 +215,47 @@ proptest! {
     fn heads_attend(width in 1usize..200, heads in 1usize..8, n in 1usize..=TILE, seed: u64) {
         for level in Level::available() {
             attention(level, width, heads, n, seed);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Every level gives the bits of the scalar one, and these are near the product of the decoded values.
+    #[test]
+    fn index_scores(heads in 1usize..70, blocks in 1usize..=BLOCKS, keys in 1usize..9, seed: u64) {
+        let (mut r, dim) = (Random(seed), blocks * BLOCK);
+        let unit = dim / 2 + blocks;
+        let mut packed = |n: usize| -> Vec<u8> {
+            let mut bytes: Vec<u8> = (0..n * unit).map(|_| r.next() as u8).collect();
+            bytes.chunks_mut(unit).for_each(|v| v[dim / 2..].iter_mut().for_each(|s| *s = 120 + *s % 12));
+            bytes
+        };
+        let (q, keys) = (packed(heads), packed(keys));
+        let weights: Vec<f32> = (0..heads).map(|_| r.unit()).collect();
+        let mut query = IndexQuery::default();
+        query.load(&q, &weights, dim);
+        let value = |v: &[u8]| -> Vec<f32> {
+            let mut out = vec![0.0; dim];
+            for (b, out) in out.chunks_mut(BLOCK).enumerate() {
+                fp4::unpack_block(&v[b * BLOCK / 2..(b + 1) * BLOCK / 2], v[dim / 2 + b], out);
+            }
+            out
+        };
+        let mut want = vec![0.0; keys.len() / unit];
+        (Kernels::new(Level::Scalar).index_scores)(&query, &keys, &mut want);
+        for (key, want) in keys.chunks(unit).zip(&want) {
+            let key = value(key);
+            let parts = q.chunks(unit).zip(&weights).map(|(q, w)| w * dot_f32(&value(q), &key).max(0.0));
+            let (sum, size) = parts.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+            prop_assert!((sum - want).abs() <= 1e-5 * size, "{sum} {want}");
+        }
+        for level in Level::available() {
+            let mut got = vec![0.0; want.len()];
+            (Kernels::new(level).index_scores)(&query, &keys, &mut got);
+            let same = got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
+            prop_assert!(same, "{level:?}: {got:?} {want:?}");
         }
     }
 }

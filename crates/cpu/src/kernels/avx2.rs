@@ -5,9 +5,12 @@
 #![allow(unsafe_code)]
 
 use super::float::float_kernels;
+use super::index::{self, IndexQuery};
 use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
-use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, f16_to_f32, scale_min};
+use ds4_quant::{
+    BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, e8m0_to_f32, f16_to_f32, scale_min,
+};
 use std::arch::x86_64::*;
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -36,6 +39,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     // SAFETY: as above.
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
+    // SAFETY: as above.
+    index_scores: |query, keys, scores| unsafe { index_scores(query, keys, scores) },
 };
 
 /// Loads 32 bytes; checked in debug builds, and the slice pattern keeps the compiler's own check cheap.
@@ -287,6 +292,48 @@ fn iq2_xxs_tile<const N: usize>(row: &[BlockIq2Xxs], x: [Act256<'_>; N]) -> [f32
 pub(super) fn iq2_xxs_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     let row: &[BlockIq2Xxs] = bytemuck::cast_slice(row);
     tiles!(x, out, act256, iq2_xxs_tile, row);
+}
+
+/// Index scores: products of a key's byte, at most 24, with twice a value, at most 12, add up to less than 2^15 over a block.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn index_scores(query: &IndexQuery, keys: &[u8], scores: &mut [f32]) {
+    let (ones, mut key) = (_mm256_set1_epi16(1), [0u8; index::BLOCK * index::BLOCKS]);
+    for (bytes, score) in keys.chunks_exact(query.key_bytes()).zip(scores) {
+        let (codes, scales) = bytes.split_at(query.key_bytes() / (index::BLOCK / 2 + 1) * (index::BLOCK / 2));
+        index::unpack(codes, &mut key);
+        let mut all = [_mm256_setzero_ps(); 2];
+        for group in query.groups() {
+            let mut dot = [_mm256_setzero_ps(); 2];
+            let fours = key.as_chunks::<{ index::BLOCK }>().0;
+            for (b, ((q, fours), scale)) in group.q.iter().zip(fours).zip(scales).enumerate() {
+                let mut int = [_mm256_setzero_si256(); 2];
+                for (q, four) in q.iter().zip(fours.as_chunks::<4>().0) {
+                    let four = _mm256_set1_epi32(i32::from_ne_bytes(*four));
+                    let q: &[i8; 64] = bytemuck::cast_ref(q);
+                    for half in 0..2 {
+                        let p = _mm256_maddubs_epi16(four, load_i8(q, 32 * half));
+                        int[half] = _mm256_add_epi16(int[half], p);
+                    }
+                }
+                for half in 0..2 {
+                    let offsets: &[[i8; 32]; 2] = bytemuck::cast_ref(&group.offsets[b]);
+                    let p = _mm256_madd_epi16(int[half], ones);
+                    let p = _mm256_cvtepi32_ps(_mm256_add_epi32(p, load_i8(&offsets[half], 0)));
+                    let d = load_f32(&group.d[b], 8 * half);
+                    let scale = _mm256_mul_ps(d, _mm256_set1_ps(e8m0_to_f32(*scale)));
+                    dot[half] = _mm256_fmadd_ps(p, scale, dot[half]);
+                }
+            }
+            for half in 0..2 {
+                let positive = _mm256_max_ps(dot[half], _mm256_setzero_ps());
+                all[half] = _mm256_fmadd_ps(load_f32(group.weights, 8 * half), positive, all[half]);
+            }
+        }
+        let mut lanes = [0f32; index::HEADS];
+        store_f32(&mut lanes, 0, all[0]);
+        store_f32(&mut lanes, 8, all[1]);
+        *score = index::total(&lanes);
+    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     // SAFETY: as above.
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
+    index_scores: avx2::KERNELS.index_scores,
 };
 
 #[inline]

@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod float;
+pub mod index;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -244,6 +245,8 @@ pub struct Kernels {
     pub scores: Scores,
     /// Its second half.
     pub weigh: Weigh,
+    /// Scores of index keys.
+    pub index_scores: index::IndexScores,
 }
 
 impl Kernels {

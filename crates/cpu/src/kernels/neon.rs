@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::float::float_kernels;
+use super::index;
 use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, f16_to_f32, iq2_signs, scale_min};
@@ -28,6 +29,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     dot: |a, b| unsafe { dot(a, b) },
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
+    index_scores: index::scores,
 };
 
 /// Four lanes whose sum is the dot product of the first 32 values of `w` and `q`.

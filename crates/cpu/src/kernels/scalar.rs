@@ -1,6 +1,6 @@
 //! Plain Rust: the reference of `ds4_quant`, wrapped as kernels.
 
-use super::{Columns, Kernels, Level, TILE, Tile};
+use super::{Columns, Kernels, Level, TILE, Tile, index};
 use ds4_gguf::TensorType;
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{dot_row, f16_to_f32};
@@ -21,6 +21,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     dot: |a, b| a.iter().zip(b).map(|(a, b)| a * b).sum(),
     scores,
     weigh,
+    index_scores: index::scores,
 };
 
 fn float<const BYTES: usize>(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {

@@ -130,8 +130,8 @@ fn products<const N: usize>(
     let (levels, signs) = unpack(block);
     let scales = scales_of(block);
     let scales = [
-        _mm512_permutexvar_epi16(index(&SCALES[0]), scales),
-        _mm512_permutexvar_epi16(index(&SCALES[1]), scales),
+        _mm512_permutexvar_epi16(places(&SCALES[0]), scales),
+        _mm512_permutexvar_epi16(places(&SCALES[1]), scales),
     ];
     let zero = _mm512_setzero_si512();
     let mut out = [(zero, zero); N];

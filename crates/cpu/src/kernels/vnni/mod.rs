@@ -11,6 +11,7 @@
 // Numbers of columns and parts are constants, and loops over them index several arrays.
 #![allow(clippy::needless_range_loop)]
 
+mod index;
 mod iq2_xxs;
 mod iq2_xxs_vbmi;
 mod q2_k;
@@ -39,6 +40,8 @@ pub(super) const VNNI: Kernels = Kernels {
     iq2_xxs: |row, x, out| unsafe { iq2_xxs::dots(row, x, out) },
     // SAFETY: as above.
     iq2_xxs_rows: Rows16::many(|rows, x, out| unsafe { iq2_xxs::rows(rows, x, out) }),
+    // SAFETY: as above.
+    index_scores: |query, keys, scores| unsafe { index::scores(query, keys, scores) },
     ..avx512::KERNELS
 };
 
@@ -114,7 +117,7 @@ fn min_products(minima: __m256i, sums: &[i16; 16]) -> __m512i {
 /// Places for a permutation of words.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn index(words: &[i16; 32]) -> __m512i {
+fn places(words: &[i16; 32]) -> __m512i {
     load(bytemuck::cast_ref(words))
 }
 

@@ -41,8 +41,8 @@ fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) 
     let scales = _mm512_castsi256_si512(scales);
     let minima = minima(block);
     let scales = [
-        _mm512_permutexvar_epi16(index(&SCALES[0]), scales),
-        _mm512_permutexvar_epi16(index(&SCALES[1]), scales),
+        _mm512_permutexvar_epi16(places(&SCALES[0]), scales),
+        _mm512_permutexvar_epi16(places(&SCALES[1]), scales),
     ];
     let planes = [
         _mm512_and_si512(q, three),

@@ -54,7 +54,7 @@ fn products<const N: usize>(block: &BlockQ4K, x: [(&[i8; 256], &[i16; 16]); N]) 
     let mut out = [(zero, zero); N];
     for half in 0..2 {
         let (low, high) = halves_of(&block.q, half);
-        let scales = _mm512_permutexvar_epi16(index(&SCALES[half]), scales);
+        let scales = _mm512_permutexvar_epi16(places(&SCALES[half]), scales);
         for (out, (x, _)) in out.iter_mut().zip(x) {
             let g = 4 * half;
             let low = _mm512_dpbusd_epi32(zero, low, groups(x, g, g + 2));
