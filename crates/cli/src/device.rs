@@ -30,7 +30,11 @@ pub(crate) trait Device: Backend {
     }
 }
 
-impl Device for Cpu {}
+impl Device for Cpu {
+    fn bandwidth(&mut self) -> Option<f64> {
+        Some(ds4_cpu::read_bandwidth(self.threads()))
+    }
+}
 
 /// What computes.
 #[derive(Clone, Debug, Serialize)]

@@ -1,9 +1,9 @@
-//! Bytes of weights per second of every kernel, beside the read bandwidth that bounds them: the probe reads the
-//! same amount of memory in the same process. `cargo bench -p ds4-cpu`.
-#![allow(missing_docs, clippy::unwrap_used)]
+//! Bytes of weights per second of every kernel, beside the read bandwidth that bounds them, which is measured in the same process. `cargo bench -p ds4-cpu`.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ds4_cpu::kernels::{Columns, Input, Kernels, Level};
+use ds4_cpu::read_bandwidth;
 use ds4_gguf::TensorType;
 use std::hint::black_box;
 
@@ -52,27 +52,11 @@ fn rows(ty: TensorType) -> (Vec<u8>, usize) {
     (bytes, row)
 }
 
-fn bandwidth(c: &mut Criterion) {
-    let memory = vec![1u64; BYTES / 8];
-    let mut group = c.benchmark_group("read bandwidth, one thread");
-    group.throughput(Throughput::Bytes(BYTES as u64)).sample_size(10);
-    // Eight independent sums: enough loads in flight to be bound by memory.
-    group.bench_function("sum", |b| {
-        b.iter(|| {
-            let mut sums = [0u64; 8];
-            for chunk in memory.as_chunks::<8>().0 {
-                sums.iter_mut().zip(chunk).for_each(|(s, v)| *s = s.wrapping_add(*v));
-            }
-            black_box(sums)
-        });
-    });
-    group.finish();
-}
-
 /// Every format at every level: one activation row with weights from memory, bytes a second; and many rows with weights
 /// from the second cache, multiply-adds a second.
 fn kernels(c: &mut Criterion) {
     use TensorType as T;
+    println!("one thread reads {:.1} GiB/s", read_bandwidth(1) / f64::from(1 << 30));
     for ty in [T::Q8_0, T::Iq2Xxs, T::Q2K, T::Q4K, T::F16, T::F32] {
         let (weights, row) = rows(ty);
         for n in [1, 4, 64] {
@@ -114,5 +98,5 @@ fn kernels(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, bandwidth, kernels);
+criterion_group!(benches, kernels);
 criterion_main!(benches);

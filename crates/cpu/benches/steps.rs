@@ -3,12 +3,11 @@
 //! `cargo bench -p ds4-cpu --bench steps`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
-use ds4_cpu::{Cpu, Options};
+use ds4_cpu::{Cpu, Options, read_bandwidth};
 use ds4_gguf::Gguf;
 use ds4_model::cache::{KvFormat, Layout};
 use ds4_model::{Backend, Logits, Model, Pass, Run, Tap, Want};
 use ds4_testkit::Synthetic;
-use std::hint::black_box;
 use std::time::Instant;
 
 /// The names that a tap sees, in order: what ends there, and the tensors that it reads.
@@ -78,29 +77,6 @@ fn bytes(file: &Gguf, rows: usize, used: f64) -> [f64; HEAD + 1] {
     out
 }
 
-/// Bytes a second that `threads` threads read.
-fn bandwidth(threads: usize) -> f64 {
-    const BYTES: usize = 256 << 20;
-    let memory: Vec<Vec<u64>> = (0..threads).map(|_| vec![1; BYTES / 8]).collect();
-    let mut best = 0f64;
-    for _ in 0..5 {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for memory in &memory {
-                scope.spawn(|| {
-                    let mut sums = [0u64; 32];
-                    for chunk in memory.as_chunks::<32>().0 {
-                        sums.iter_mut().zip(chunk).for_each(|(s, v)| *s = s.wrapping_add(*v));
-                    }
-                    black_box(sums)
-                });
-            }
-        });
-        best = best.max((threads * BYTES) as f64 / start.elapsed().as_secs_f64());
-    }
-    best
-}
-
 struct Bench {
     cpu: Cpu,
     model: Model<Cpu>,
@@ -149,7 +125,7 @@ fn main() {
     let (file, context, rows) = (synthetic.model().unwrap(), 4096, 256);
     let shape = ds4_model::Shape::from_gguf(&file).unwrap();
     let mut cpu = Cpu::new(&shape, Options { max_rows: rows, ..Options::default() }).unwrap();
-    let bandwidth = bandwidth(cpu.threads());
+    let bandwidth = read_bandwidth(cpu.threads());
     println!("{} threads, {:?} kernels; reads {:.1} GB/s", cpu.threads(), cpu.level(), bandwidth / 1e9);
     let model = Model::load(&mut cpu, &file, None).unwrap();
     let layout = Layout::new(&shape, KvFormat::Packed, false, context, rows);

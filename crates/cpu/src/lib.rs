@@ -6,6 +6,7 @@
 
 mod attention;
 mod backend;
+mod bandwidth;
 mod compress;
 mod experts;
 mod hyper;
@@ -17,6 +18,7 @@ mod select;
 mod store;
 
 pub use backend::{Cpu, Options};
+pub use bandwidth::read_bandwidth;
 pub use matrix::{Experts, Matrix};
 pub use rows::{Routes, Rows, Selection, Table};
 pub use store::Store;

@@ -30,6 +30,19 @@ fn round(x: f32) -> i32 {
     ((x + MAGIC).to_bits() as i32) - (MAGIC.to_bits() as i32)
 }
 
+/// The largest value of some eights and the largest of their negatives, 0 at least: eight at a time, as registers take them.
+fn extremes(x: &[f32]) -> (f32, f32) {
+    let (mut high, mut low) = ([0f32; 8], [0f32; 8]);
+    for x in x.as_chunks::<8>().0 {
+        for i in 0..8 {
+            high[i] = if x[i] > high[i] { x[i] } else { high[i] };
+            low[i] = if -x[i] > low[i] { -x[i] } else { low[i] };
+        }
+    }
+    let largest = |lanes: [f32; 8]| lanes.into_iter().fold(0.0, |m, v| if v > m { v } else { m });
+    (largest(high), largest(low))
+}
+
 /// Quantizes a row per 32: `d = max|x| / 127`, `q = round(x / d)`.
 pub fn quantize_32(x: &[f32], q: &mut [i8], d: &mut [f32]) {
     for ((x, q), d) in x.chunks_exact(32).zip(q.chunks_exact_mut(32)).zip(d) {
@@ -47,7 +60,12 @@ pub fn quantize_32(x: &[f32], q: &mut [i8], d: &mut [f32]) {
 pub fn quantize_256(x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
     let rows = x.chunks_exact(256).zip(q.chunks_exact_mut(256)).zip(d).zip(sums.chunks_exact_mut(16));
     for (((x, q), d), sums) in rows {
-        let extreme = x.iter().fold(0f32, |m, &v| if v.abs() > m.abs() { v } else { m });
+        let extreme = match extremes(x) {
+            (high, low) if high > low => high,
+            (high, low) if high < low => -low,
+            // The first of equal magnitudes.
+            (high, _) => x.iter().copied().find(|v| v.abs() == high).unwrap_or(0.0),
+        };
         let s = if extreme == 0.0 { 0.0 } else { -127.0 / extreme };
         *d = if extreme == 0.0 { 0.0 } else { 1.0 / s };
         for (q, x) in q.iter_mut().zip(x) {

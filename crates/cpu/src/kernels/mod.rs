@@ -4,6 +4,9 @@
 //! unpacking the weights once per tile, but its arithmetic for one activation row never depends on the
 //! others: results are the same bits in decode, prefill and batches. The level is picked once, when the
 //! backend is made, by what the CPU can do.
+// Numbers of columns and parts are constants, and loops over them index several arrays. Closures are avoided where registers are wide: a
+// closure handed to a function of the standard library is not always built for them.
+#![allow(clippy::needless_range_loop)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -8,8 +8,6 @@
 //! * Many ([`tile`]): 16 weight rows are laid out once so that a vector holds four bytes of each, and meet all activation rows; a lane
 //!   is a weight row, so nothing is ever summed across lanes.
 #![allow(unsafe_code)]
-// Numbers of columns and parts are constants, and loops over them index several arrays.
-#![allow(clippy::needless_range_loop)]
 
 mod index;
 mod iq2_xxs;
