@@ -2,7 +2,7 @@
 
 use crate::backend::Cpu;
 use crate::matrix::{Matrix, block_rows};
-use crate::pool::{pieces, transpose, with_scratch};
+use crate::pool::{blocks, gather, pieces, with_scratch};
 use crate::rows::{Routes, Rows};
 use ds4_model::{Choice, FeedForward, Plan};
 use rayon::prelude::*;
@@ -72,6 +72,11 @@ impl Pairs {
 }
 
 impl Pairs {
+    /// The group of a pair.
+    fn group_of(&self, pair: usize) -> Group {
+        self.groups[self.groups.partition_point(|g| g.first <= pair) - 1]
+    }
+
     /// Appends the rows of `hidden`, one per pair, in the order of the routes, the shared expert's last of each row.
     pub(crate) fn unsort(&self, hidden: &Rows, routes: &Routes, out: &mut Vec<f32>) {
         let (width, of_row) = (hidden.width, routes.used + 1);
@@ -183,18 +188,18 @@ impl Cpu {
         self.panel.load(x.used(), x.width, inputs);
         let total = pairs.rows.len();
         let block = block_rows(width * pairs.groups.len(), self.threads);
-        let blocks = width.div_ceil(block);
-        // A group's products are [I, rows of the group]; a task is a block of the I.
-        let start = |i: usize| match pairs.groups.get(i / blocks) {
-            Some(g) => g.first * width + (i % blocks * block).min(width) * g.len,
+        let of_group = width.div_ceil(block);
+        // A task is a block of the I of a group; its products are [rows of the group, block].
+        let start = |i: usize| match pairs.groups.get(i / of_group) {
+            Some(g) => g.first * width + (i % of_group * block).min(width) * g.len,
             None => total * width,
         };
         let panel = &self.panel;
         let products = &mut self.products;
         products.resize((total * width).max(products.len()), 0.0);
-        pieces(0..pairs.groups.len() * blocks, &mut products[..total * width], &start, &|i, out| {
-            let g = pairs.groups[i / blocks];
-            let first = i % blocks * block;
+        pieces(0..pairs.groups.len() * of_group, &mut products[..total * width], &start, &|i, out| {
+            let g = pairs.groups[i / of_group];
+            let first = i % of_group * block;
             let [(gate, gate_row), (up, up_row)] = gate_up(ffn, g);
             let index = &pairs.rows[g.first..g.first + g.len];
             let columns = |m: &Matrix| panel.columns(x.used(), m.product.input, (0, m.input), index);
@@ -204,12 +209,16 @@ impl Cpu {
                 out.iter_mut().zip(ups).for_each(|(g, u)| *g = swiglu(*g, *u, ffn.clamp));
             });
         });
-        for g in &pairs.groups {
-            let range = g.first * width..(g.first + g.len) * width;
-            transpose(&products[range.clone()], g.len, &mut self.hidden.take(total)[range], width);
-        }
-        let rows = self.hidden.take(total).par_chunks_mut(width).zip(&pairs.weights);
-        rows.for_each(|(row, w)| row.iter_mut().for_each(|v| *v *= w));
+        let rows = self.hidden.take(total).par_chunks_mut(width).enumerate();
+        rows.for_each(|(pair, row)| {
+            let g = pairs.group_of(pair);
+            let products = &products[g.first * width..(g.first + g.len) * width];
+            for rows in blocks(0..width, block) {
+                let task = &products[rows.start * g.len..rows.end * g.len];
+                let products = &task[(pair - g.first) * rows.len()..][..rows.len()];
+                row[rows].iter_mut().zip(products).for_each(|(o, p)| *o = pairs.weights[pair] * p);
+            }
+        });
     }
 
     /// Down projections of `self.hidden`, summed per row in the order of the groups.
@@ -223,22 +232,23 @@ impl Cpu {
         products.resize((d * n).max(products.len()), 0.0);
         products[..d * n].par_chunks_mut(block * n).enumerate().for_each(|(i, out)| {
             out.fill(0.0);
+            let first = i * block;
+            let block = out.len() / n;
             for &g in &pairs.groups {
                 let (m, row) = down(ffn, g);
                 let index = &identity[g.first..g.first + g.len];
                 let x = panel.columns(hidden.used(), m.product.input, (0, width), index);
                 let rows = &pairs.rows[g.first..g.first + g.len];
-                with_scratch(out.len() / n * g.len, |part| {
-                    m.multiply(row + i * block, &x, part);
-                    for (out, part) in out.chunks_exact_mut(n).zip(part.chunks_exact(g.len)) {
-                        for (&r, p) in rows.iter().zip(part) {
-                            out[r as usize] += p;
-                        }
+                with_scratch(block * g.len, |part| {
+                    m.multiply(row + first, &x, part);
+                    for (&r, part) in rows.iter().zip(part.chunks_exact(block)) {
+                        let out = &mut out[r as usize * block..(r as usize + 1) * block];
+                        out.iter_mut().zip(part).for_each(|(o, p)| *o += p);
                     }
                 });
             }
         });
-        transpose(&products[..d * n], n, y.take(n), d);
+        gather(&products[..d * n], n, y.take(n), d, || blocks(0..d, block));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::backend::Cpu;
 use crate::kernels::{Columns, Product, ROWS};
-use crate::pool::{pieces, transpose};
+use crate::pool::{blocks, gather, pieces};
 use crate::rows::Rows;
 use ds4_gguf::Tensor;
 use ds4_model::BackendError;
@@ -42,7 +42,7 @@ impl Matrix {
         debug_assert!(decoded.is_ok(), "matrices are checked when they are bound");
     }
 
-    /// Products of rows `first..` with the columns `x`; `out` is `[rows, columns]`.
+    /// Products of rows `first..` with the columns `x`; `out` is `[columns, rows]`.
     pub(crate) fn multiply(&self, first: usize, x: &Columns<'_>, out: &mut [f32]) {
         let rows = out.len() / x.index.len();
         let bytes = &self.tensor.bytes()[first * self.row_bytes..(first + rows) * self.row_bytes];
@@ -111,7 +111,7 @@ impl Cpu {
         let mut rest = &products[..total * n];
         for (m, out) in jobs {
             let (mine, others) = rest.split_at(m.out * n);
-            transpose(mine, n, out.take_as(n, m.out), m.out);
+            gather(mine, n, out.take_as(n, m.out), m.out, || blocks(0..m.out, block));
             rest = others;
         }
     }
@@ -122,8 +122,8 @@ impl Cpu {
         self.panel.load(x.used(), x.width, std::iter::once(w.product.input));
         let (groups, per_group) = (x.width / w.input, w.out / (x.width / w.input));
         let block = block_rows(w.out, self.threads).min(per_group);
-        let blocks = per_group.div_ceil(block);
-        let place = |i: usize| (i / blocks, (i % blocks * block).min(per_group));
+        let of_group = per_group.div_ceil(block);
+        let place = |i: usize| (i / of_group, (i % of_group * block).min(per_group));
         let start = |i: usize| {
             let (g, first) = place(i);
             (g * per_group + first) * n
@@ -131,11 +131,13 @@ impl Cpu {
         let (panel, index) = (&self.panel, &self.identity[..n]);
         let products = &mut self.products;
         products.resize((w.out * n).max(products.len()), 0.0);
-        pieces(0..groups * blocks, &mut products[..w.out * n], &start, &|i, out| {
+        pieces(0..groups * of_group, &mut products[..w.out * n], &start, &|i, out| {
             let (g, first) = place(i);
             let x = panel.columns(x.used(), w.product.input, (g * w.input, w.input), index);
             w.multiply(g * per_group + first, &x, out);
         });
-        transpose(&products[..w.out * n], n, out.take(n), w.out);
+        gather(&products[..w.out * n], n, out.take(n), w.out, || {
+            (0..groups).flat_map(|g| blocks(g * per_group..(g + 1) * per_group, block))
+        });
     }
 }

@@ -29,22 +29,26 @@ where
     }
 }
 
-/// `from [rows, n]` to `to [n, rows]`, in tiles that stay in the first cache.
-pub(crate) fn transpose(from: &[f32], n: usize, to: &mut [f32], rows: usize) {
-    const TILE: usize = 16;
+/// Puts products together that tasks left one behind the other, `[n, rows of the task]` each, into `to [n, width]`. `tasks`: their rows.
+pub(crate) fn gather<I>(from: &[f32], n: usize, to: &mut [f32], width: usize, tasks: impl Fn() -> I + Sync)
+where
+    I: Iterator<Item = Range<usize>>,
+{
     if n == 1 {
         to.copy_from_slice(from);
         return;
     }
-    to.par_chunks_mut(TILE * rows).enumerate().for_each(|(i, to)| {
-        for r0 in (0..rows).step_by(TILE) {
-            for (j, out) in to.chunks_exact_mut(rows).enumerate() {
-                for (r, o) in out.iter_mut().enumerate().take((r0 + TILE).min(rows)).skip(r0) {
-                    *o = from[r * n + i * TILE + j];
-                }
-            }
+    to.par_chunks_mut(width).enumerate().for_each(|(j, to)| {
+        for rows in tasks() {
+            let task = &from[rows.start * n..rows.end * n];
+            to[rows.clone()].copy_from_slice(&task[j * rows.len()..(j + 1) * rows.len()]);
         }
     });
+}
+
+/// `rows` in blocks.
+pub(crate) fn blocks(rows: Range<usize>, block: usize) -> impl Iterator<Item = Range<usize>> {
+    rows.clone().step_by(block).map(move |first| first..rows.end.min(first + block))
 }
 
 thread_local! {
@@ -77,15 +81,16 @@ mod tests {
     }
 
     #[test]
-    fn transposes() {
-        let (rows, n) = (37, 21);
-        let from: Vec<f32> = (0..rows * n).map(|i| i as f32).collect();
+    fn gathers() {
+        let (rows, n, block) = (37, 21, 8);
+        let tasks = || blocks(0..rows, block);
+        let from: Vec<f32> = tasks()
+            .flat_map(|rows| (0..n).flat_map(move |j| rows.clone().map(move |r| (1000 * j + r) as f32)))
+            .collect();
         let mut to = vec![0.0; rows * n];
-        transpose(&from, n, &mut to, rows);
-        for r in 0..rows {
-            for j in 0..n {
-                assert_eq!(to[j * rows + r], from[r * n + j]);
-            }
+        gather(&from, n, &mut to, rows, tasks);
+        for (i, v) in to.into_iter().enumerate() {
+            assert_eq!(v, (1000 * (i / rows) + i % rows) as f32);
         }
     }
 }

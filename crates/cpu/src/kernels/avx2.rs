@@ -6,7 +6,7 @@
 
 use super::float::float_kernels;
 use super::index::{self, IndexQuery};
-use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Tile, tiles};
+use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Target, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{
     BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, e8m0_to_f32, f16_to_f32, scale_min,

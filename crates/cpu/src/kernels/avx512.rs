@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::float::float_kernels;
-use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Tile, avx2, tiles};
+use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Target, Tile, avx2, tiles};
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
 

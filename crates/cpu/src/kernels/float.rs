@@ -90,7 +90,7 @@ macro_rules! float_kernels {
 
         /// 16 rows of halves: four columns at a time meet a stretch of all rows that the first cache holds.
         #[target_feature(enable = $features)]
-        pub(super) fn f16_rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+        pub(super) fn f16_rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
             const STRETCH: usize = 512;
             let (row, n) = (rows.len() / ROWS, x.index.len());
             let len = row / 2;
@@ -122,7 +122,7 @@ macro_rules! float_kernels {
                         for i in whole..len {
                             sum += f16_to_f32([w[2 * i], w[2 * i + 1]]) * x[i];
                         }
-                        out[r * n + j + c] = sum;
+                        out.column(j + c)[r] = sum;
                     }
                 }
                 j += 4;

@@ -32,8 +32,26 @@ pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
 pub struct Rows16 {
     /// Fewest activation rows for which it is faster.
     pub least: usize,
-    /// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`; `out`: `[16, rows of x]`.
-    pub multiply: fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]),
+    /// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`.
+    pub multiply: fn(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>),
+}
+
+/// Where the products of 16 weight rows go.
+pub struct Target<'a> {
+    /// `[columns, stride]`.
+    pub out: &'a mut [f32],
+    /// Weight rows of all products.
+    pub stride: usize,
+    /// The first of the 16.
+    pub first: usize,
+}
+
+impl Target<'_> {
+    /// The products with the `j`th column.
+    #[inline]
+    pub fn column(&mut self, j: usize) -> &mut [f32] {
+        &mut self.out[j * self.stride + self.first..][..ROWS]
+    }
 }
 
 /// Weight rows of a [`Rows16`]: lanes of a vector.
@@ -74,7 +92,7 @@ const MANY: usize = 4;
 
 impl Rows16 {
     /// For [`MANY`] activation rows and more.
-    const fn many(multiply: fn(&[u8], &Columns<'_>, &mut [f32])) -> Option<Self> {
+    const fn many(multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>)) -> Option<Self> {
         Some(Rows16 { least: MANY, multiply })
     }
 }
@@ -307,22 +325,25 @@ pub struct Product {
 }
 
 impl Product {
-    /// Multiplies weight rows, one behind the other, with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
+    /// Multiplies weight rows, one behind the other, with the activation rows of `x`; `out`: `[rows of x, weight rows]`.
     pub fn multiply(&self, rows: &[u8], row_bytes: usize, x: &Columns<'_>, out: &mut [f32]) {
-        let n = x.index.len();
-        let many = self.rows.filter(|rows| n >= rows.least);
-        let whole = many.map_or(0, |_| rows.len() / (ROWS * row_bytes) * ROWS);
+        let stride = rows.len() / row_bytes;
+        let many = self.rows.filter(|rows| x.index.len() >= rows.least);
+        let whole = many.map_or(0, |_| stride / ROWS * ROWS);
         let (tiles, rest) = rows.split_at(whole * row_bytes);
-        let (out_tiles, out_rest) = out.split_at_mut(whole * n);
         if let Some(many) = many {
-            let outs = out_tiles.chunks_exact_mut(ROWS * n);
-            tiles
-                .chunks_exact(ROWS * row_bytes)
-                .zip(outs)
-                .for_each(|(rows, out)| (many.multiply)(rows, x, out));
+            for (i, rows) in tiles.chunks_exact(ROWS * row_bytes).enumerate() {
+                (many.multiply)(rows, x, &mut Target { out, stride, first: i * ROWS });
+            }
         }
-        let rows = rest.chunks_exact(row_bytes).zip(out_rest.chunks_exact_mut(n));
-        rows.for_each(|(row, out)| self.dots(row, x, out));
+        for (row, r) in rest.chunks_exact(row_bytes).zip(whole..) {
+            let mut products = [0.0; 64];
+            for (index, out) in x.index.chunks(64).zip(out.chunks_mut(64 * stride)) {
+                let products = &mut products[..index.len()];
+                self.dots(row, &Columns { index, ..*x }, products);
+                products.iter().zip(out[r..].iter_mut().step_by(stride)).for_each(|(p, out)| *out = *p);
+            }
+        }
     }
 
     /// Multiplies one weight row with the activation rows of `x`.

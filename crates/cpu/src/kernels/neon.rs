@@ -7,7 +7,7 @@
 
 use super::float::float_kernels;
 use super::index;
-use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Tile, tiles};
+use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Target, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, f16_to_f32, iq2_signs, scale_min};
 use std::arch::aarch64::*;

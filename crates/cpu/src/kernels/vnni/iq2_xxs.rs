@@ -157,7 +157,7 @@ block_dots!(
 
 /// 16 weight rows with the columns; see [`tile`]. Weights are laid out plus 128.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     tile::with_packed(|packed| {
         for b in 0..packed.room::<BlockIq2Xxs>(rows) {
             let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);

@@ -99,7 +99,7 @@ fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], blocks: &[&BlockIq2Xxs; ROWS]) {
 /// 16 weight rows with N columns from the `j`th on: what [`lay_out`] makes meets the activations at once. Magnitudes are unsigned,
 /// so the signs go to the activations.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, j: usize, out: &mut [f32]) {
+fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, j: usize, out: &mut Target<'_>) {
     let (low, high) = (&EIGHTS.as_chunks::<64>().0[0], &EIGHTS.as_chunks::<64>().0[1]);
     let (zero, magnitudes) = (_mm512_setzero_si512(), _mm512_set1_epi32(0x002b_1908));
     let mut columns = [x.act256(j); N];
@@ -151,7 +151,7 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, j: usize, out: &mut [f32]) 
 
 /// 16 weight rows with any columns.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-pub(super) fn rows(weights: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+pub(super) fn rows(weights: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     match x.index.len() {
         1 => few::<1>(weights, x, 0, out),
         2 => few::<2>(weights, x, 0, out),

@@ -17,7 +17,7 @@ mod q4_k;
 mod q8_0;
 mod tile;
 
-use super::{Columns, Kernels, Level, Rows16, avx512};
+use super::{Columns, Kernels, Level, Rows16, Target, avx512};
 use std::arch::x86_64::*;
 
 pub(super) const VNNI: Kernels = Kernels {

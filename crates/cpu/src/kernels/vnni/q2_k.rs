@@ -123,7 +123,7 @@ fn lay_out(packed: &mut Packed, b: usize, rows: &[u8]) {
 
 /// 16 weight rows with the columns; see [`tile`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     tile::with_packed(|packed| {
         for b in 0..packed.room::<BlockQ2K>(rows) {
             lay_out(packed, b, rows);

@@ -119,7 +119,7 @@ thread_local! {
 
 /// `out [16, columns]`: products of 16 weight rows, one behind the other, with the columns.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     PACKED.with_borrow_mut(|packed| {
         packed.load(rows);
         let n = x.index.len();
@@ -141,7 +141,7 @@ pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
 
 /// Columns `j..j + N` of the product.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn packed_tile<const N: usize>(packed: &Packed, x: &Columns<'_>, j: usize, out: &mut [f32]) {
+fn packed_tile<const N: usize>(packed: &Packed, x: &Columns<'_>, j: usize, out: &mut Target<'_>) {
     let mut columns = [x.act32(j); N];
     let mut offsets = [x.offsets32(j); N];
     for c in 1..N {

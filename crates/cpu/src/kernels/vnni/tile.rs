@@ -121,14 +121,14 @@ pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     out
 }
 
-/// `out [16, columns]`. `SCALED`: groups have scales. `SIGNED`: minima belong to the quants' sum, as the offset that made them unsigned.
+/// Products of all columns. `SCALED`: groups have scales. `SIGNED`: minima belong to the quants' sum, as the offset that made them unsigned.
 /// A weight is `unit * d` times a quant.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn multiply<const SCALED: bool, const SIGNED: bool>(
     packed: &Packed,
     unit: f32,
     x: &Columns<'_>,
-    out: &mut [f32],
+    out: &mut Target<'_>,
 ) {
     let n = x.index.len();
     let mut j = 0;
@@ -161,7 +161,7 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
     unit: f32,
     x: &Columns<'_>,
     j: usize,
-    out: &mut [f32],
+    out: &mut Target<'_>,
 ) {
     // Loops, not closures: what is called through a closure is not built for these registers.
     let mut rows = [x.act256(j); N];
@@ -217,19 +217,14 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
     put(&acc, j, out);
 }
 
-/// Puts the sums of four sums in columns `j..j + N` of `out [16, columns]`.
+/// Puts the sums of four sums in columns `j..j + N`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn put<const N: usize>(acc: &[[__m512; N]; 4], j: usize, out: &mut [f32]) {
-    let n = out.len() / ROWS;
+pub(super) fn put<const N: usize>(acc: &[[__m512; N]; 4], j: usize, out: &mut Target<'_>) {
     for c in 0..N {
         let sum = _mm512_add_ps(_mm512_add_ps(acc[0][c], acc[1][c]), _mm512_add_ps(acc[2][c], acc[3][c]));
-        let mut lanes = [0f32; ROWS];
-        // SAFETY: `lanes` has 16 values; the store needs no alignment.
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
-        for (r, v) in lanes.into_iter().enumerate() {
-            out[r * n + j + c] = v;
-        }
+        // SAFETY: a column has 16 values; the store needs no alignment.
+        unsafe { _mm512_storeu_ps(out.column(j + c).as_mut_ptr(), sum) };
     }
 }
 
