@@ -187,7 +187,7 @@ impl Cpu {
         let inputs = pairs.groups.iter().flat_map(|&g| gate_up(ffn, g)).map(|(m, _)| m.product.input);
         self.panel.load(x.used(), x.width, inputs);
         let total = pairs.rows.len();
-        let block = block_rows(width * pairs.groups.len(), self.threads);
+        let block = block_rows(width * pairs.groups.len(), pairs.groups[0].len, self.threads);
         let of_group = width.div_ceil(block);
         // A task is a block of the I of a group; its products are [rows of the group, block].
         let start = |i: usize| match pairs.groups.get(i / of_group) {
@@ -226,7 +226,7 @@ impl Cpu {
         let (n, d, width) = (pairs.groups[0].len, y.width, self.shape.expert_width);
         let inputs = pairs.groups.iter().map(|&g| down(ffn, g).0.product.input);
         self.hidden_panel.load(self.hidden.used(), width, inputs);
-        let block = block_rows(d, self.threads);
+        let block = block_rows(d, n, self.threads);
         let (panel, hidden, identity) = (&self.hidden_panel, &self.hidden, &self.identity);
         let products = &mut self.products;
         products.resize((d * n).max(products.len()), 0.0);

@@ -1,7 +1,7 @@
 //! Weight matrices and their products with panels of rows.
 
 use crate::backend::Cpu;
-use crate::kernels::{Columns, Product, ROWS};
+use crate::kernels::{Columns, MANY, Product, ROWS};
 use crate::pool::{blocks, gather, pieces};
 use crate::rows::Rows;
 use ds4_gguf::Tensor;
@@ -67,11 +67,12 @@ impl Experts {
     }
 }
 
-/// Matrix rows of one task: few enough that every thread gets several tasks, many enough that handing one out costs nothing and that
-/// the next rows are mostly the task's own; whole tiles of rows where there are enough.
-pub(crate) fn block_rows(total: usize, threads: usize) -> usize {
-    let rows = (total / (4 * threads)).clamp(1, 128);
-    if rows < ROWS { rows } else { rows / ROWS * ROWS }
+/// Matrix rows of one task, where `n` activation rows meet them: few enough that every thread gets several tasks, many enough that
+/// handing one out costs nothing and that the next rows are mostly the task's own. Many activation rows are to meet whole tiles.
+pub(crate) fn block_rows(total: usize, n: usize, threads: usize) -> usize {
+    const TILE: usize = 2 * ROWS;
+    let rows = (total / (4 * threads)).clamp(1, 4 * TILE);
+    if rows < TILE && n < MANY { rows } else { rows.next_multiple_of(TILE) }
 }
 
 impl Cpu {
@@ -80,7 +81,7 @@ impl Cpu {
         let n = x.n;
         self.panel.load(x.used(), x.width, jobs.iter().map(|(m, _)| m.product.input));
         let total: usize = jobs.iter().map(|(m, _)| m.out).sum();
-        let block = block_rows(total, self.threads);
+        let block = block_rows(total, n, self.threads);
         let tasks: usize = jobs.iter().map(|(m, _)| m.out.div_ceil(block)).sum();
         // Task i is a block of rows of one of the matrices.
         let locate = |mut i: usize| {
@@ -121,7 +122,7 @@ impl Cpu {
         let n = x.n;
         self.panel.load(x.used(), x.width, std::iter::once(w.product.input));
         let (groups, per_group) = (x.width / w.input, w.out / (x.width / w.input));
-        let block = block_rows(w.out, self.threads).min(per_group);
+        let block = block_rows(w.out, n, self.threads).min(per_group);
         let of_group = per_group.div_ceil(block);
         let place = |i: usize| (i / of_group, (i % of_group * block).min(per_group));
         let start = |i: usize| {

@@ -114,13 +114,13 @@ fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, 
     product.dots(&row, &columns, &mut out);
     // Many rows at once, the same bits.
     let many: Vec<u8> =
-        (0..19).flat_map(|i| if i == 7 { row.clone() } else { random_row(ty, len, &mut r) }).collect();
-    let mut all = vec![0.0; 19 * rows];
+        (0..35).flat_map(|i| if i == 7 { row.clone() } else { random_row(ty, len, &mut r) }).collect();
+    let mut all = vec![0.0; 35 * rows];
     product.multiply(&many, row.len(), &columns, &mut all);
     for (i, row) in many.chunks_exact(row.len()).enumerate() {
         let mut one = vec![0.0; rows];
         product.dots(row, &columns, &mut one);
-        let same = all.chunks_exact(19).zip(&one).all(|(a, b)| a[i].to_bits() == b.to_bits());
+        let same = all.chunks_exact(35).zip(&one).all(|(a, b)| a[i].to_bits() == b.to_bits());
         assert!(same, "{ty} {level:?}: {all:?} {one:?}");
     }
     let mut weights = vec![0.0; len];

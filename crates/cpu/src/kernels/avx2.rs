@@ -6,7 +6,7 @@
 
 use super::float::float_kernels;
 use super::index::{self, IndexQuery};
-use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Target, Tile, tiles};
+use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{
     BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, e8m0_to_f32, f16_to_f32, scale_min,
@@ -20,7 +20,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
     // SAFETY: as above.
-    f16_rows: Rows16::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
     q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
     q8_0_rows: None,

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::float::float_kernels;
-use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Target, Tile, avx2, tiles};
+use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, avx2, tiles};
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
 
@@ -14,7 +14,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
     // SAFETY: as above.
-    f16_rows: Rows16::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
     q8_0: |row, x, out| unsafe { avx2::q8_0_dots(row, x, out) },
     q8_0_rows: None,

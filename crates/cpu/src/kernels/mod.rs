@@ -27,34 +27,42 @@ use ds4_quant::{dequantize_row, is_supported};
 /// Multiplies a weight row with the activation rows of `x`; `out[j]` is the product with the `j`th.
 pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
 
-/// A way to take 16 weight rows at once that gives the bits that [`Dots`] gives.
+/// A way to take several weight rows at once that gives the bits that [`Dots`] gives.
 #[derive(Clone, Copy, Debug)]
-pub struct Rows16 {
+pub struct ManyRows {
+    /// Weight rows at once, a multiple of 16.
+    pub rows: usize,
     /// Fewest activation rows for which it is faster.
     pub least: usize,
-    /// Multiplies 16 weight rows, one behind the other, with the activation rows of `x`.
+    /// Multiplies so many weight rows, one behind the other, with the activation rows of `x`.
     pub multiply: fn(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>),
 }
 
-/// Where the products of 16 weight rows go.
+/// Where the products of some weight rows go.
 pub struct Target<'a> {
     /// `[columns, stride]`.
     pub out: &'a mut [f32],
     /// Weight rows of all products.
     pub stride: usize,
-    /// The first of the 16.
+    /// The first of them.
     pub first: usize,
 }
 
 impl Target<'_> {
-    /// The products with the `j`th column.
+    /// The products of 16 rows with the `j`th column.
     #[inline]
     pub fn column(&mut self, j: usize) -> &mut [f32] {
         &mut self.out[j * self.stride + self.first..][..ROWS]
     }
+
+    /// The target of the 16 rows behind these.
+    #[inline]
+    pub fn behind(&mut self) -> Target<'_> {
+        Target { out: self.out, stride: self.stride, first: self.first + ROWS }
+    }
 }
 
-/// Weight rows of a [`Rows16`]: lanes of a vector.
+/// Lanes of a vector in [`ManyRows`].
 pub(crate) const ROWS: usize = 16;
 
 /// Stored rows decoded at once for all heads of a query: they stay in the second cache.
@@ -88,12 +96,12 @@ pub type Scores = fn(q: &[f32], tile: &Tile<'_>, scores: &mut [f32]);
 pub type Weigh = fn(weights: &[f32], tile: &Tile<'_>, out: &mut [f32]);
 
 /// Laying weights out pays from this many activation rows.
-const MANY: usize = 4;
+pub(crate) const MANY: usize = 4;
 
-impl Rows16 {
+impl ManyRows {
     /// For [`MANY`] activation rows and more.
     const fn many(multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>)) -> Option<Self> {
-        Some(Rows16 { least: MANY, multiply })
+        Some(ManyRows { rows: ROWS, least: MANY, multiply })
     }
 }
 
@@ -243,23 +251,23 @@ pub struct Kernels {
     /// F16 weights, float activations.
     pub f16: Dots,
     /// Many rows of them.
-    pub f16_rows: Option<Rows16>,
+    pub f16_rows: Option<ManyRows>,
     /// Q8_0 weights, int8 activations per 32.
     pub q8_0: Dots,
     /// The same for 16 rows and many activation rows, where that is faster; so below.
-    pub q8_0_rows: Option<Rows16>,
+    pub q8_0_rows: Option<ManyRows>,
     /// Q2_K weights, int8 activations per 256.
     pub q2_k: Dots,
     /// Many rows of them.
-    pub q2_k_rows: Option<Rows16>,
+    pub q2_k_rows: Option<ManyRows>,
     /// Q4_K weights, int8 activations per 256.
     pub q4_k: Dots,
     /// Many rows of them.
-    pub q4_k_rows: Option<Rows16>,
+    pub q4_k_rows: Option<ManyRows>,
     /// IQ2_XXS weights, int8 activations per 256.
     pub iq2_xxs: Dots,
     /// Many rows of them.
-    pub iq2_xxs_rows: Option<Rows16>,
+    pub iq2_xxs_rows: Option<ManyRows>,
     /// Dot product of two float vectors of equal length.
     pub dot: fn(&[f32], &[f32]) -> f32,
     /// First half of attention.
@@ -319,7 +327,7 @@ pub struct Product {
     /// Form of the activations.
     pub input: Input,
     dots: Dots,
-    rows: Option<Rows16>,
+    rows: Option<ManyRows>,
     /// Type to decode to f32 first: exact mode, and formats without a kernel of their own.
     decode: Option<TensorType>,
 }
@@ -329,11 +337,11 @@ impl Product {
     pub fn multiply(&self, rows: &[u8], row_bytes: usize, x: &Columns<'_>, out: &mut [f32]) {
         let stride = rows.len() / row_bytes;
         let many = self.rows.filter(|rows| x.index.len() >= rows.least);
-        let whole = many.map_or(0, |_| stride / ROWS * ROWS);
+        let whole = many.map_or(0, |many| stride / many.rows * many.rows);
         let (tiles, rest) = rows.split_at(whole * row_bytes);
         if let Some(many) = many {
-            for (i, rows) in tiles.chunks_exact(ROWS * row_bytes).enumerate() {
-                (many.multiply)(rows, x, &mut Target { out, stride, first: i * ROWS });
+            for (i, rows) in tiles.chunks_exact(many.rows * row_bytes).enumerate() {
+                (many.multiply)(rows, x, &mut Target { out, stride, first: i * many.rows });
             }
         }
         for (row, r) in rest.chunks_exact(row_bytes).zip(whole..) {

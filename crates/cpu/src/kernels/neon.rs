@@ -7,7 +7,7 @@
 
 use super::float::float_kernels;
 use super::index;
-use super::{Columns, Kernels, Level, ROWS, Rows16, TILE, Target, Tile, tiles};
+use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, IQ2XXS_GRID, f16_to_f32, iq2_signs, scale_min};
 use std::arch::aarch64::*;
@@ -17,7 +17,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: NEON is part of the architecture; so below.
     f32: |row, x, out| unsafe { f32_dots(row, x, out) },
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
-    f16_rows: Rows16::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
     q8_0: q8_0_dots,
     q8_0_rows: None,
     q2_k: q2_k_dots,

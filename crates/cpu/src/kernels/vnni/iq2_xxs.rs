@@ -2,7 +2,7 @@
 
 use super::tile::{self, Packed};
 use super::*;
-use crate::kernels::{ROWS, tiles};
+use crate::kernels::tiles;
 use ds4_quant::act::Act256;
 use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID};
 
@@ -155,17 +155,15 @@ block_dots!(
     None
 );
 
-/// 16 weight rows with the columns; see [`tile`]. Weights are laid out plus 128.
+/// 32 weight rows with the columns; see [`tile`]. Weights are laid out plus 128.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    tile::with_packed(|packed| {
-        for b in 0..packed.room::<BlockIq2Xxs>(rows) {
-            let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
-            lay_out_groups(packed, b, &blocks);
-            lay_out(&mut packed.q[b].0, &blocks);
-        }
-        tile::multiply::<true, true>(packed, 0.125, x, out);
-    });
+    let lay_out = |packed: &mut Packed, b, rows: &[u8]| {
+        let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
+        lay_out_groups(packed, b, &blocks);
+        lay_out(&mut packed.q[b].0, &blocks);
+    };
+    tile::multiply::<BlockIq2Xxs, true, true>(lay_out, 0.125, rows, x, out);
 }
 
 #[cfg(test)]

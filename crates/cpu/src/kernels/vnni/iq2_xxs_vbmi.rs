@@ -4,9 +4,8 @@
 //! laid out.
 
 use super::iq2_xxs::{lay_out_groups, scales_of_rows};
-use super::tile;
+use super::tile::{self, Packed};
 use super::*;
-use crate::kernels::ROWS;
 use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID};
 
 /// The grid, a magnitude in two bits: 0, 1, 2 for 8, 25, 43.
@@ -96,15 +95,15 @@ fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], blocks: &[&BlockIq2Xxs; ROWS]) {
     }
 }
 
-/// 16 weight rows with N columns from the `j`th on: what [`lay_out`] makes meets the activations at once. Magnitudes are unsigned,
+/// 16 weight rows with N columns: what [`lay_out`] makes meets the activations at once. Magnitudes are unsigned,
 /// so the signs go to the activations.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, j: usize, out: &mut Target<'_>) {
+fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     let (low, high) = (&EIGHTS.as_chunks::<64>().0[0], &EIGHTS.as_chunks::<64>().0[1]);
     let (zero, magnitudes) = (_mm512_setzero_si512(), _mm512_set1_epi32(0x002b_1908));
-    let mut columns = [x.act256(j); N];
+    let mut columns = [x.act256(0); N];
     for c in 1..N {
-        columns[c] = x.act256(j + c);
+        columns[c] = x.act256(c);
     }
     let mut acc = [[_mm512_setzero_ps(); N]; 4];
     for b in 0..rows.len() / ROWS / size_of::<BlockIq2Xxs>() {
@@ -146,23 +145,24 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, j: usize, out: &mut Target<
             acc[b % 4][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[c]), scale, acc[b % 4][c]);
         }
     }
-    tile::put(&acc, j, out);
+    tile::put(&acc, 0, out);
 }
 
-/// 16 weight rows with any columns.
+/// 32 weight rows with any columns.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-pub(super) fn rows(weights: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+    let (low, high) = rows.split_at(rows.len() / 2);
     match x.index.len() {
-        1 => few::<1>(weights, x, 0, out),
-        2 => few::<2>(weights, x, 0, out),
-        3 => few::<3>(weights, x, 0, out),
-        _ => tile::with_packed(|packed| {
-            for b in 0..packed.room::<BlockIq2Xxs>(weights) {
-                let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(weights, b);
+        1 => (few::<1>(low, x, out), few::<1>(high, x, &mut out.behind())),
+        2 => (few::<2>(low, x, out), few::<2>(high, x, &mut out.behind())),
+        3 => (few::<3>(low, x, out), few::<3>(high, x, &mut out.behind())),
+        _ => {
+            let lay_out = |packed: &mut Packed, b, rows: &[u8]| {
+                let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
                 lay_out_groups(packed, b, &blocks);
                 lay_out(&mut packed.q[b].0, &blocks);
-            }
-            tile::multiply::<true, true>(packed, 0.125, x, out);
-        }),
-    }
+            };
+            (tile::multiply::<BlockIq2Xxs, true, true>(lay_out, 0.125, rows, x, out), ())
+        }
+    };
 }

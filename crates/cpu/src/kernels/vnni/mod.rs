@@ -5,7 +5,7 @@
 //! for every fourth block: `acc = fma(block, weight scale * activation scale, acc)`, in order; the product is
 //! `(acc0 + acc1) + (acc2 + acc3)`.
 //! * Few activation rows: a weight row at a time, bound by memory.
-//! * Many ([`tile`]): 16 weight rows are laid out once so that a vector holds four bytes of each, and meet all activation rows; a lane
+//! * Many ([`tile`]): weight rows are laid out once so that a vector holds four bytes of each of 16, and meet all activation rows; a lane
 //!   is a weight row, so nothing is ever summed across lanes.
 #![allow(unsafe_code)]
 
@@ -17,27 +17,32 @@ mod q4_k;
 mod q8_0;
 mod tile;
 
-use super::{Columns, Kernels, Level, Rows16, Target, avx512};
+use super::{Columns, Kernels, Level, MANY, ManyRows, ROWS, Target, avx512};
 use std::arch::x86_64::*;
+
+/// 32 weight rows at once.
+const fn many(multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>)) -> Option<ManyRows> {
+    Some(ManyRows { rows: 2 * ROWS, least: MANY, multiply })
+}
 
 pub(super) const VNNI: Kernels = Kernels {
     level: Level::Vnni,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
     q8_0: |row, x, out| unsafe { q8_0::dots(row, x, out) },
     // SAFETY: as above.
-    q8_0_rows: Rows16::many(|rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
+    q8_0_rows: many(|rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
     // SAFETY: as above.
     q2_k: |row, x, out| unsafe { q2_k::dots(row, x, out) },
     // SAFETY: as above.
-    q2_k_rows: Rows16::many(|rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
+    q2_k_rows: many(|rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
     // SAFETY: as above.
     q4_k: |row, x, out| unsafe { q4_k::dots(row, x, out) },
     // SAFETY: as above.
-    q4_k_rows: Rows16::many(|rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
+    q4_k_rows: many(|rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
     // SAFETY: as above.
     iq2_xxs: |row, x, out| unsafe { iq2_xxs::dots(row, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: Rows16::many(|rows, x, out| unsafe { iq2_xxs::rows(rows, x, out) }),
+    iq2_xxs_rows: many(|rows, x, out| unsafe { iq2_xxs::rows(rows, x, out) }),
     // SAFETY: as above.
     index_scores: |query, keys, scores| unsafe { index::scores(query, keys, scores) },
     ..avx512::KERNELS
@@ -46,7 +51,8 @@ pub(super) const VNNI: Kernels = Kernels {
 pub(super) const VBMI: Kernels = Kernels {
     level: Level::Vbmi,
     // SAFETY: as above.
-    iq2_xxs_rows: Some(Rows16 {
+    iq2_xxs_rows: Some(ManyRows {
+        rows: 2 * ROWS,
         least: 1,
         // SAFETY: as above.
         multiply: |rows, x, out| unsafe { iq2_xxs_vbmi::rows(rows, x, out) },

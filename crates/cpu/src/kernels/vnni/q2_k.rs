@@ -4,7 +4,7 @@
 
 use super::tile::{self, Packed};
 use super::*;
-use crate::kernels::{ROWS, tiles};
+use crate::kernels::tiles;
 use ds4_quant::BlockQ2K;
 use ds4_quant::act::Act256;
 
@@ -121,13 +121,9 @@ fn lay_out(packed: &mut Packed, b: usize, rows: &[u8]) {
     (packed.d[b], packed.dmin[b]) = (tile::halves(&d), tile::halves(&dmin));
 }
 
-/// 16 weight rows with the columns; see [`tile`].
+/// 32 weight rows with the columns; see [`tile`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    tile::with_packed(|packed| {
-        for b in 0..packed.room::<BlockQ2K>(rows) {
-            lay_out(packed, b, rows);
-        }
-        tile::multiply::<false, false>(packed, 1.0, x, out);
-    });
+    let lay_out = |packed: &mut Packed, b, rows: &[u8]| lay_out(packed, b, rows);
+    tile::multiply::<BlockQ2K, false, false>(lay_out, 1.0, rows, x, out);
 }

@@ -2,7 +2,7 @@
 
 use super::tile::{self, Packed};
 use super::*;
-use crate::kernels::{ROWS, tiles};
+use crate::kernels::tiles;
 use ds4_quant::BlockQ4K;
 use ds4_quant::act::Act256;
 
@@ -104,15 +104,11 @@ fn lay_out(packed: &mut Packed, b: usize, rows: &[u8]) {
     (packed.d[b], packed.dmin[b]) = (tile::halves(&d), tile::halves(&dmin));
 }
 
-/// 16 weight rows with the columns; see [`tile`].
+/// 32 weight rows with the columns; see [`tile`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    tile::with_packed(|packed| {
-        for b in 0..packed.room::<BlockQ4K>(rows) {
-            lay_out(packed, b, rows);
-        }
-        tile::multiply::<true, false>(packed, 1.0, x, out);
-    });
+    let lay_out = |packed: &mut Packed, b, rows: &[u8]| lay_out(packed, b, rows);
+    tile::multiply::<BlockQ4K, true, false>(lay_out, 1.0, rows, x, out);
 }
 
 #[cfg(test)]

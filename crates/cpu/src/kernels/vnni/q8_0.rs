@@ -2,7 +2,7 @@
 //! scaled once a block in floats.
 
 use super::*;
-use crate::kernels::{ROWS, tiles};
+use crate::kernels::tiles;
 use ds4_quant::act::Act32;
 use ds4_quant::{BlockQ8_0, f16_to_f32};
 use std::cell::RefCell;
@@ -114,61 +114,69 @@ impl Packed {
 }
 
 thread_local! {
-    static PACKED: RefCell<Packed> = RefCell::default();
+    static PACKED: RefCell<[Packed; 2]> = RefCell::default();
 }
 
-/// `out [16, columns]`: products of 16 weight rows, one behind the other, with the columns.
+/// Products of 32 weight rows, one behind the other, with the columns.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     PACKED.with_borrow_mut(|packed| {
-        packed.load(rows);
+        for (packed, rows) in packed.iter_mut().zip(rows.chunks_exact(rows.len() / 2)) {
+            packed.load(rows);
+        }
         let n = x.index.len();
         let mut j = 0;
         while j + 8 <= n {
-            packed_tile::<8>(packed, x, j, out);
+            columns::<8>(packed, x, j, out);
             j += 8;
         }
         while j + 4 <= n {
-            packed_tile::<4>(packed, x, j, out);
+            columns::<4>(packed, x, j, out);
             j += 4;
         }
         while j < n {
-            packed_tile::<1>(packed, x, j, out);
+            columns::<1>(packed, x, j, out);
             j += 1;
         }
     });
 }
 
-/// Columns `j..j + N` of the product.
+/// Columns `j..j + N` of the product. What is spread of an activation row meets two vectors of weights: there are fewer loads than products.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn packed_tile<const N: usize>(packed: &Packed, x: &Columns<'_>, j: usize, out: &mut Target<'_>) {
+fn columns<const N: usize>(packed: &[Packed; 2], x: &Columns<'_>, j: usize, out: &mut Target<'_>) {
     let mut columns = [x.act32(j); N];
     let mut offsets = [x.offsets32(j); N];
     for c in 1..N {
         columns[c] = x.act32(j + c);
         offsets[c] = x.offsets32(j + c);
     }
-    let mut acc = [[_mm512_setzero_ps(); N]; 4];
-    for (b, (Steps(q), d)) in packed.q.iter().zip(&packed.d).enumerate() {
-        let mut int = [_mm512_setzero_si512(); N];
+    let mut acc = [[[_mm512_setzero_ps(); N]; 4]; 2];
+    for (b, (Steps(low), Steps(high))) in packed[0].q.iter().zip(&packed[1].q).enumerate() {
+        let mut int = [[_mm512_setzero_si512(); N]; 2];
         let mut blocks: [&[i8; BLOCK]; N] = [&columns[0].q.as_chunks().0[b]; N];
         for c in 0..N {
-            int[c] = _mm512_set1_epi32(offsets[c][b]);
+            let offset = _mm512_set1_epi32(offsets[c][b]);
+            (int[0][c], int[1][c]) = (offset, offset);
             blocks[c] = &columns[c].q.as_chunks().0[b];
         }
-        for (k, w) in q.iter().enumerate() {
-            let w = load(w);
+        for k in 0..BLOCK / 4 {
+            let (low, high) = (load(&low[k]), load(&high[k]));
             for c in 0..N {
                 let fours: &[[u8; 4]; BLOCK / 4] = bytemuck::cast_ref(blocks[c]);
-                int[c] = _mm512_dpbusd_epi32(int[c], w, _mm512_set1_epi32(i32::from_ne_bytes(fours[k])));
+                let four = _mm512_set1_epi32(i32::from_ne_bytes(fours[k]));
+                int[0][c] = _mm512_dpbusd_epi32(int[0][c], low, four);
+                int[1][c] = _mm512_dpbusd_epi32(int[1][c], high, four);
             }
         }
-        // SAFETY: `d` has 16 values; the load needs no alignment.
-        let d = unsafe { _mm512_loadu_ps(d.as_ptr()) };
+        let d = [tile::floats(&packed[0].d[b]), tile::floats(&packed[1].d[b])];
         for c in 0..N {
-            let scale = _mm512_mul_ps(d, _mm512_set1_ps(columns[c].d[b]));
-            acc[b % 4][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[c]), scale, acc[b % 4][c]);
+            let x_scale = _mm512_set1_ps(columns[c].d[b]);
+            for r in 0..2 {
+                let acc = &mut acc[r][b % 4][c];
+                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[r][c]), _mm512_mul_ps(d[r], x_scale), *acc);
+            }
         }
     }
-    tile::put(&acc, j, out);
+    tile::put(&acc[0], j, out);
+    tile::put(&acc[1], j, &mut out.behind());
 }

@@ -1,15 +1,11 @@
-//! 16 weight rows of blocks of 256, laid out side by side, with many activation rows.
+//! 32 weight rows of blocks of 256, laid out side by side in two sixteens, with many activation rows.
 //!
-//! A step multiplies a vector that holds four bytes of each row with four bytes of an activation row; a vector that was loaded meets eight
-//! activation rows. Groups of 32 are scaled in integers, minima meet the activations' sums in integers: what the one-row kernels add up,
-//! in another order, so the sum over a block is the same.
+//! A step multiplies a vector that holds four bytes of each of 16 rows with four bytes of an activation row; these meet both sixteens, and
+//! the vectors several activation rows, so that there are fewer loads than products. Groups of 32 are scaled in integers, minima meet the
+//! activations' sums in integers: what the one-row kernels add up, in another order, so the sum over a block is the same.
 
 use super::*;
-use crate::kernels::ROWS;
 use std::cell::RefCell;
-
-/// Activation rows that a loaded vector meets.
-const COLUMNS: usize = 8;
 
 /// A block's 64 steps, each a line of the cache.
 #[derive(Clone, Copy)]
@@ -29,12 +25,28 @@ pub(super) struct Packed {
 }
 
 thread_local! {
-    static PACKED: RefCell<Packed> = RefCell::default();
+    static PACKED: RefCell<[Packed; 2]> = RefCell::default();
 }
 
-/// Lends the running thread's buffer.
-pub(super) fn with_packed(f: impl FnOnce(&mut Packed)) {
-    PACKED.with_borrow_mut(f);
+/// Lays out two sixteens of rows in the running thread's buffers by `lay_out`, which takes one sixteen of blocks `B` at a time, and
+/// multiplies them with all columns. See [`columns`] for the rest.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) fn multiply<B, const SCALED: bool, const SIGNED: bool>(
+    lay_out: impl Fn(&mut Packed, usize, &[u8]),
+    unit: f32,
+    rows: &[u8],
+    x: &Columns<'_>,
+    out: &mut Target<'_>,
+) {
+    PACKED.with_borrow_mut(|packed| {
+        for (packed, rows) in packed.iter_mut().zip(rows.chunks_exact(rows.len() / 2)) {
+            for b in 0..packed.room::<B>(rows) {
+                lay_out(packed, b, rows);
+            }
+        }
+        all_columns::<SCALED, SIGNED>(packed, unit, x, out);
+    });
 }
 
 /// Block `b` of each of 16 rows. The blocks of the next 16 rows at the same place are asked for: to the hardware these are 16 streams, too
@@ -121,28 +133,34 @@ pub(super) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     out
 }
 
-/// Products of all columns. `SCALED`: groups have scales. `SIGNED`: minima belong to the quants' sum, as the offset that made them unsigned.
-/// A weight is `unit * d` times a quant.
+/// All columns of the product, as many at a time as registers have room for.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn multiply<const SCALED: bool, const SIGNED: bool>(
-    packed: &Packed,
+fn all_columns<const SCALED: bool, const SIGNED: bool>(
+    packed: &[Packed; 2],
     unit: f32,
     x: &Columns<'_>,
     out: &mut Target<'_>,
 ) {
     let n = x.index.len();
     let mut j = 0;
-    while j + COLUMNS <= n {
-        columns::<SCALED, SIGNED, COLUMNS>(packed, unit, x, j, out);
-        j += COLUMNS;
+    while !SCALED && n - j >= 8 {
+        columns::<SCALED, SIGNED, 8>(packed, unit, x, j, out);
+        j += 8;
     }
-    while j + 4 <= n {
+    while n - j >= 6 {
+        columns::<SCALED, SIGNED, 6>(packed, unit, x, j, out);
+        j += 6;
+    }
+    while n - j >= 4 {
         columns::<SCALED, SIGNED, 4>(packed, unit, x, j, out);
         j += 4;
     }
-    while j < n {
+    while n - j >= 2 {
+        columns::<SCALED, SIGNED, 2>(packed, unit, x, j, out);
+        j += 2;
+    }
+    if j < n {
         columns::<SCALED, SIGNED, 1>(packed, unit, x, j, out);
-        j += 1;
     }
 }
 
@@ -154,10 +172,11 @@ pub(super) fn spread(x: &[i8; 256], four: usize) -> __m512i {
     _mm512_set1_epi32(i32::from_ne_bytes(fours[four]))
 }
 
-/// Columns `j..j + N` of the product.
+/// Columns `j..j + N` of the product. `SCALED`: groups have scales. `SIGNED`: minima belong to the quants' sum, as the offset that made
+/// them unsigned. A weight is `unit * d` times a quant.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
-    packed: &Packed,
+    packed: &[Packed; 2],
     unit: f32,
     x: &Columns<'_>,
     j: usize,
@@ -168,53 +187,62 @@ fn columns<const SCALED: bool, const SIGNED: bool, const N: usize>(
     for c in 1..N {
         rows[c] = x.act256(j + c);
     }
-    let mut acc = [[_mm512_setzero_ps(); N]; 4];
-    for (b, Steps(q)) in packed.q.iter().enumerate() {
+    let zero = _mm512_setzero_si512();
+    let mut acc = [[[_mm512_setzero_ps(); N]; 4]; 2];
+    for b in 0..packed[0].q.len() {
         let mut x: [&[i8; 256]; N] = [&rows[0].q.as_chunks().0[b]; N];
         for c in 1..N {
             x[c] = &rows[c].q.as_chunks().0[b];
         }
-        let mut int = [_mm512_setzero_si512(); N];
-        for (g, q) in q.as_chunks::<8>().0.iter().enumerate() {
-            let mut part = if SCALED { [_mm512_setzero_si512(); N] } else { int };
-            for (k, w) in q.iter().enumerate() {
-                let w = load(w);
+        let (low, high) = (&packed[0].q[b].0.as_chunks::<8>().0, &packed[1].q[b].0.as_chunks::<8>().0);
+        let groups = [&packed[0].groups[b], &packed[1].groups[b]];
+        let mut int = [[zero; N]; 2];
+        for g in 0..8 {
+            let mut part = if SCALED { [[zero; N]; 2] } else { int };
+            for k in 0..8 {
+                let w = [load(&low[g][k]), load(&high[g][k])];
                 for c in 0..N {
-                    part[c] = _mm512_dpbusd_epi32(part[c], w, spread(x[c], 8 * g + k));
+                    let four = spread(x[c], 8 * g + k);
+                    part[0][c] = _mm512_dpbusd_epi32(part[0][c], w[0], four);
+                    part[1][c] = _mm512_dpbusd_epi32(part[1][c], w[1], four);
                 }
             }
-            if SCALED {
-                let scale = load(bytemuck::cast_ref(&packed.groups[b][g]));
-                for c in 0..N {
-                    int[c] = _mm512_add_epi32(int[c], _mm512_mullo_epi32(part[c], scale));
-                }
-            } else {
+            if !SCALED {
                 int = part;
+                continue;
+            }
+            for h in 0..2 {
+                let scale = load(bytemuck::cast_ref(&groups[h][g]));
+                for c in 0..N {
+                    int[h][c] = _mm512_add_epi32(int[h][c], _mm512_mullo_epi32(part[h][c], scale));
+                }
             }
         }
-        let mut minima = [_mm512_setzero_si512(); N];
-        for (k, pairs) in packed.groups[b][8..].iter().enumerate() {
-            let pairs = load(bytemuck::cast_ref(pairs));
+        for h in 0..2 {
+            let mut minima = [zero; N];
+            for k in 0..8 {
+                let pairs = load(bytemuck::cast_ref(&groups[h][8 + k]));
+                for c in 0..N {
+                    let sums: [i16; 2] = rows[c].sums.as_chunks::<16>().0[b].as_chunks::<2>().0[k];
+                    let sums = _mm512_set1_epi32(bytemuck::cast(sums));
+                    minima[c] = _mm512_dpwssd_epi32(minima[c], pairs, sums);
+                }
+            }
+            let d = _mm512_mul_ps(floats(&packed[h].d[b]), _mm512_set1_ps(unit));
+            let dmin = floats(&packed[h].dmin[b]);
             for c in 0..N {
-                let sums: [i16; 2] = rows[c].sums.as_chunks::<16>().0[b].as_chunks::<2>().0[k];
-                minima[c] = _mm512_dpwssd_epi32(minima[c], pairs, _mm512_set1_epi32(bytemuck::cast(sums)));
-            }
-        }
-        let d = _mm512_mul_ps(floats(&packed.d[b]), _mm512_set1_ps(unit));
-        let dmin = floats(&packed.dmin[b]);
-        for c in 0..N {
-            let scale = _mm512_set1_ps(rows[c].d[b]);
-            let acc = &mut acc[b % 4][c];
-            if SIGNED {
-                let int = _mm512_cvtepi32_ps(_mm512_sub_epi32(int[c], minima[c]));
-                *acc = _mm512_fmadd_ps(int, _mm512_mul_ps(d, scale), *acc);
-            } else {
-                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[c]), _mm512_mul_ps(d, scale), *acc);
-                *acc = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima[c]), _mm512_mul_ps(dmin, scale), *acc);
+                let scale = _mm512_set1_ps(rows[c].d[b]);
+                let acc = &mut acc[h][b % 4][c];
+                let quants = if SIGNED { _mm512_sub_epi32(int[h][c], minima[c]) } else { int[h][c] };
+                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(quants), _mm512_mul_ps(d, scale), *acc);
+                if !SIGNED {
+                    *acc = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(minima[c]), _mm512_mul_ps(dmin, scale), *acc);
+                }
             }
         }
     }
-    put(&acc, j, out);
+    put(&acc[0], j, out);
+    put(&acc[1], j, &mut out.behind());
 }
 
 /// Puts the sums of four sums in columns `j..j + N`.
