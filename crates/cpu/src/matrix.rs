@@ -68,11 +68,13 @@ impl Experts {
 }
 
 /// Matrix rows of one task, where `n` activation rows meet them: few enough that every thread gets several tasks, many enough that
-/// handing one out costs nothing and that the next rows are mostly the task's own. Many activation rows are to meet whole tiles.
+/// handing one out costs nothing and that the next rows are mostly the task's own. Many activation rows are to meet whole tiles, where
+/// there are enough for all threads.
 pub(crate) fn block_rows(total: usize, n: usize, threads: usize) -> usize {
     const TILE: usize = 2 * ROWS;
     let rows = (total / (4 * threads)).clamp(1, 4 * TILE);
-    if rows < TILE && n < MANY { rows } else { rows.next_multiple_of(TILE) }
+    let few = n < MANY || total < TILE * threads;
+    if rows < TILE && few { rows } else { rows.next_multiple_of(TILE) }
 }
 
 impl Cpu {

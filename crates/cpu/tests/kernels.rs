@@ -167,7 +167,11 @@ proptest! {
             prop_assert!(((k.dot)(&a, &b) - dot_f32(&a, &b)).abs() < 1e-4);
             let row: Vec<u8> = a.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
             let columns = Columns { floats: &b, stride: len, len, index: &[0], ..Columns::default() };
+            // A file's floats may lie anywhere.
+            let floats: Vec<u8> = [0].into_iter().chain(a.iter().flat_map(|v| v.to_le_bytes())).collect();
             let mut out = [0.0];
+            (k.f32)(&floats[1..], &columns, &mut out);
+            prop_assert!((out[0] - dot_f32(&a, &b)).abs() < 1e-4);
             (k.f16)(&row, &columns, &mut out);
             let mut w = vec![0.0; len];
             dequantize_row(TensorType::F16, &row, &mut w).unwrap();

@@ -44,10 +44,16 @@ macro_rules! float_kernels {
         products!(products_f32, 4, float_at);
         products!(products_f16, 2, $half);
 
+        /// A register of the floats of a file, which may lie anywhere.
         #[inline]
         #[target_feature(enable = $features)]
         fn float_at(row: &[u8], i: usize) -> $vector {
-            $load(bytemuck::cast_slice(&row[4 * i..4 * i + 4 * $lanes]), 0)
+            let bytes = row[4 * i..4 * i + 4 * $lanes].as_chunks::<4>().0;
+            let mut floats = [0.0; $lanes];
+            for k in 0..$lanes {
+                floats[k] = f32::from_le_bytes(bytes[k]);
+            }
+            $load(&floats, 0)
         }
 
         macro_rules! dots {
