@@ -344,7 +344,12 @@ impl Product {
                 (many.multiply)(rows, x, &mut Target { out, stride, first: i * many.rows });
             }
         }
-        for (row, r) in rest.chunks_exact(row_bytes).zip(whole..) {
+        let rest = rest.chunks_exact(row_bytes);
+        if x.index.len() == 1 {
+            let out = out[whole..].iter_mut().map(std::slice::from_mut);
+            return rest.zip(out).for_each(|(row, out)| self.dots(row, x, out));
+        }
+        for (row, r) in rest.zip(whole..) {
             let mut products = [0.0; 64];
             for (index, out) in x.index.chunks(64).zip(out.chunks_mut(64 * stride)) {
                 let products = &mut products[..index.len()];
