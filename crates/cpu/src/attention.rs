@@ -46,7 +46,7 @@ impl Query<'_> {
     /// far and its denominator; the sink counts from the start.
     fn attend(&self, q: &[f32], sinks: &[f32], out: &mut [f32]) {
         let d = self.codec.head_dim;
-        let (heads, stride) = (sinks.len(), d + APART);
+        let (heads, stride, scale) = (sinks.len(), d + APART, (d as f32).powf(-0.5));
         out.fill(0.0);
         with_scratch(TILE * stride + heads * (TILE + 2), |scratch| {
             let (rows, rest) = scratch.split_at_mut(TILE * stride);
@@ -63,7 +63,7 @@ impl Query<'_> {
                 (self.kernels.scores)(q, &tile, scores);
                 let heads = scores.chunks_exact_mut(TILE).zip(out.chunks_exact_mut(d));
                 for ((scores, out), (max, sum)) in heads.zip(max.iter_mut().zip(&mut *sum)) {
-                    to_weights(&mut scores[..n], (d as f32).powf(-0.5), max, sum, out);
+                    to_weights(&mut scores[..n], scale, max, sum, out);
                 }
                 (self.kernels.weigh)(scores, &tile, out);
             }

@@ -23,7 +23,7 @@ const fn parse_grid(text: &[u8]) -> [[u8; 8]; 256] {
 }
 
 /// Eight sign bits from the seven stored ones: the last makes the number of minus signs even.
-pub fn iq2_signs(s7: u32) -> u8 {
+pub const fn iq2_signs(s7: u32) -> u8 {
     let s7 = (s7 & 127) as u8;
     s7 | (((s7.count_ones() & 1) as u8) << 7)
 }

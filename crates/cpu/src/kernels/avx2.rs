@@ -20,7 +20,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
     // SAFETY: as above.
-    f16_rows: ManyRows::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
     q8_0: |row, x, out| unsafe { q8_0_dots(row, x, out) },
     q8_0_rows: None,
@@ -299,7 +299,7 @@ pub(super) fn iq2_xxs_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
 fn index_scores(query: &IndexQuery, keys: &[u8], scores: &mut [f32]) {
     let (ones, mut key) = (_mm256_set1_epi16(1), [0u8; index::BLOCK * index::BLOCKS]);
     for (bytes, score) in keys.chunks_exact(query.key_bytes()).zip(scores) {
-        let (codes, scales) = bytes.split_at(query.key_bytes() / (index::BLOCK / 2 + 1) * (index::BLOCK / 2));
+        let (codes, scales) = bytes.split_at(query.code_bytes());
         index::unpack(codes, &mut key);
         let mut all = [_mm256_setzero_ps(); 2];
         for group in query.groups() {

@@ -14,7 +14,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
     // SAFETY: as above.
-    f16_rows: ManyRows::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
     q8_0: |row, x, out| unsafe { avx2::q8_0_dots(row, x, out) },
     q8_0_rows: None,

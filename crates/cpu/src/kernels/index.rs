@@ -84,6 +84,11 @@ impl IndexQuery {
         self.blocks * (BLOCK / 2 + 1)
     }
 
+    /// Those of its codes, which come first.
+    pub(crate) fn code_bytes(&self) -> usize {
+        self.blocks * BLOCK / 2
+    }
+
     pub(crate) fn groups(&self) -> impl Iterator<Item = Group<'_>> {
         let blocks = self.blocks;
         self.heads.iter().map(move |h| Group {
@@ -114,7 +119,7 @@ pub(crate) fn unpack(codes: &[u8], out: &mut [u8; BLOCK * BLOCKS]) {
 pub(super) fn scores(query: &IndexQuery, keys: &[u8], scores: &mut [f32]) {
     let mut key = [0; BLOCK * BLOCKS];
     for (bytes, score) in keys.chunks_exact(query.key_bytes()).zip(scores) {
-        let (codes, scales) = bytes.split_at(query.blocks * BLOCK / 2);
+        let (codes, scales) = bytes.split_at(query.code_bytes());
         unpack(codes, &mut key);
         let mut lanes = [0.0; HEADS];
         for group in query.groups() {

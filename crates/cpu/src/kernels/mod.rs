@@ -100,8 +100,8 @@ pub(crate) const MANY: usize = 4;
 
 impl ManyRows {
     /// For [`MANY`] activation rows and more.
-    const fn many(multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>)) -> Option<Self> {
-        Some(ManyRows { rows: ROWS, least: MANY, multiply })
+    const fn many(rows: usize, multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>)) -> Option<Self> {
+        Some(ManyRows { rows, least: MANY, multiply })
     }
 }
 
@@ -250,23 +250,23 @@ pub struct Kernels {
     pub f32: Dots,
     /// F16 weights, float activations.
     pub f16: Dots,
-    /// Many rows of them.
+    /// Several rows of them at once.
     pub f16_rows: Option<ManyRows>,
     /// Q8_0 weights, int8 activations per 32.
     pub q8_0: Dots,
-    /// The same for 16 rows and many activation rows, where that is faster; so below.
+    /// Several rows of them at once, where that is faster; so below.
     pub q8_0_rows: Option<ManyRows>,
     /// Q2_K weights, int8 activations per 256.
     pub q2_k: Dots,
-    /// Many rows of them.
+    /// Several rows of them at once.
     pub q2_k_rows: Option<ManyRows>,
     /// Q4_K weights, int8 activations per 256.
     pub q4_k: Dots,
-    /// Many rows of them.
+    /// Several rows of them at once.
     pub q4_k_rows: Option<ManyRows>,
     /// IQ2_XXS weights, int8 activations per 256.
     pub iq2_xxs: Dots,
-    /// Many rows of them.
+    /// Several rows of them at once.
     pub iq2_xxs_rows: Option<ManyRows>,
     /// Dot product of two float vectors of equal length.
     pub dot: fn(&[f32], &[f32]) -> f32,

@@ -17,7 +17,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: NEON is part of the architecture; so below.
     f32: |row, x, out| unsafe { f32_dots(row, x, out) },
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
-    f16_rows: ManyRows::many(|rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     q8_0: q8_0_dots,
     q8_0_rows: None,
     q2_k: q2_k_dots,

@@ -34,7 +34,7 @@ fn unpack(codes: &[u8; BLOCK / 2], out: &mut [u8; BLOCK]) {
 pub(super) fn scores(query: &IndexQuery, keys: &[u8], scores: &mut [f32]) {
     let mut key = [0u8; BLOCK * BLOCKS];
     for (bytes, score) in keys.chunks_exact(query.key_bytes()).zip(scores) {
-        let (codes, scales) = bytes.split_at(query.key_bytes() / (BLOCK / 2 + 1) * (BLOCK / 2));
+        let (codes, scales) = bytes.split_at(query.code_bytes());
         for (codes, key) in codes.as_chunks().0.iter().zip(key.as_chunks_mut().0) {
             unpack(codes, key);
         }

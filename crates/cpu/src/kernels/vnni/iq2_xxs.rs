@@ -4,7 +4,7 @@ use super::tile::{self, Packed};
 use super::*;
 use crate::kernels::tiles;
 use ds4_quant::act::Act256;
-use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID};
+use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID, iq2_signs};
 
 /// A block's magnitudes, in order, and -1 for every negative one.
 type Unpacked = ([__m512i; 4], [__m512i; 4]);
@@ -34,7 +34,7 @@ static SIGNS: [i64; 128] = {
     let mut table = [0; 128];
     let mut s7 = 0;
     while s7 < 128 {
-        let s8 = s7 as u32 | (s7 as u32).count_ones() << 7;
+        let s8 = iq2_signs(s7 as u32);
         let (mut bytes, mut k) = ([0; 8], 0);
         while k < 8 {
             bytes[k] = if s8 >> k & 1 == 1 { 255 } else { 0 };
@@ -55,6 +55,13 @@ fn scales_of(block: &BlockIq2Xxs) -> __m512i {
     _mm512_or_si512(_mm512_srli_epi64::<59>(groups), _mm512_set1_epi64(1))
 }
 
+/// Codes and signs of each group of each row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn words_of(blocks: &[&BlockIq2Xxs; ROWS]) -> [__m512i; 16] {
+    tile::words_of_rows(|r| bytemuck::cast_ref(&blocks[r].groups))
+}
+
 /// `2 s + 1` of a group of each row.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -63,10 +70,14 @@ pub(super) fn scales_of_rows(aux: __m512i) -> __m512i {
     _mm512_or_si512(_mm512_srli_epi32::<27>(aux), _mm512_set1_epi32(1))
 }
 
-/// Scales of each row's groups, and what 128 more in each of 32 quants adds, for either half of them.
+/// Scales of each row's groups, whose codes and signs `words` has side by side, and what 128 more in each of 32 quants adds, for either half of them.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw")]
-pub(super) fn lay_out_groups(packed: &mut Packed, b: usize, blocks: &[&BlockIq2Xxs; ROWS]) {
-    let words = tile::words_of_rows(|r| bytemuck::cast_ref(&blocks[r].groups));
+pub(super) fn lay_out_groups(
+    packed: &mut Packed,
+    b: usize,
+    blocks: &[&BlockIq2Xxs; ROWS],
+    words: &[__m512i; 16],
+) {
     for g in 0..8 {
         let scales = scales_of_rows(words[2 * g + 1]);
         let offset = _mm512_or_si512(_mm512_slli_epi32::<7>(scales), _mm512_slli_epi32::<23>(scales));
@@ -160,22 +171,8 @@ block_dots!(
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     let lay_out = |packed: &mut Packed, b, rows: &[u8]| {
         let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
-        lay_out_groups(packed, b, &blocks);
+        lay_out_groups(packed, b, &blocks, &words_of(&blocks));
         lay_out(&mut packed.q[b].0, &blocks);
     };
     tile::multiply::<BlockIq2Xxs, true, true>(lay_out, 0.125, rows, x, out);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ds4_quant::iq2_signs;
-
-    #[test]
-    fn signs_agree_with_the_reference() {
-        for (s7, bytes) in SIGNS.iter().enumerate() {
-            let bits = iq2_signs(s7 as u32);
-            assert!(bytes.to_le_bytes().iter().enumerate().all(|(k, b)| (*b == 255) == (bits >> k & 1 == 1)));
-        }
-    }
 }

@@ -3,10 +3,10 @@
 //! eight registers, and one instruction moves each field to a byte of its own. Few columns meet the weights at once, many meet what was
 //! laid out.
 
-use super::iq2_xxs::{lay_out_groups, scales_of_rows};
+use super::iq2_xxs::{lay_out_groups, scales_of_rows, words_of};
 use super::tile::{self, Packed};
 use super::*;
-use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID};
+use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID, iq2_signs};
 
 /// The grid, a magnitude in two bits: 0, 1, 2 for 8, 25, 43.
 static GRID: [[u16; 32]; 8] = {
@@ -47,7 +47,7 @@ static EIGHTS: [u8; 128] = {
     let mut eights = [0; 128];
     let mut s7 = 0;
     while s7 < 128 {
-        eights[s7] = s7 as u8 | (s7.count_ones() as u8 & 1) << 7;
+        eights[s7] = iq2_signs(s7 as u32);
         s7 += 1;
     }
     eights
@@ -66,18 +66,24 @@ const fn places(at: [u8; 4]) -> i64 {
     i64::from_le_bytes([a, b, c, d, a + 32, b + 32, c + 32, d + 32])
 }
 
+/// The eight sign bits of a group's four codes, a byte each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+fn signs_of(aux: __m512i) -> __m512i {
+    let (low, high) = (&EIGHTS.as_chunks::<64>().0[0], &EIGHTS.as_chunks::<64>().0[1]);
+    let sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places([0, 7, 14, 21])), aux);
+    _mm512_permutex2var_epi8(load(low), sevens, load(high))
+}
+
 /// A lane is a row from the start: the codes of 16 rows are turned to columns before they are unpacked.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], blocks: &[&BlockIq2Xxs; ROWS]) {
-    let words = tile::words_of_rows(|r| bytemuck::cast_ref(&blocks[r].groups));
+fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], words: &[__m512i; 16]) {
     let plus = _mm512_set1_epi32(i32::from_le_bytes([128 + 8, 128 + 25, 128 + 43, 0]));
     let minus = _mm512_set1_epi32(i32::from_le_bytes([128 - 8, 128 - 25, 128 - 43, 0]));
-    let (low, high) = (&EIGHTS.as_chunks::<64>().0[0], &EIGHTS.as_chunks::<64>().0[1]);
     for (g, q) in q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let (codes, aux) = (words[2 * g], words[2 * g + 1]);
-        let sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places([0, 7, 14, 21])), aux);
-        let signs = _mm512_permutex2var_epi8(load(low), sevens, load(high));
+        let signs = signs_of(aux);
         for (two, q) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
             // Two codes of each row, in a half of a word each.
             let entries = look_up(shuffle(codes, &PAIRS[two]));
@@ -99,7 +105,6 @@ fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], blocks: &[&BlockIq2Xxs; ROWS]) {
 /// so the signs go to the activations.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    let (low, high) = (&EIGHTS.as_chunks::<64>().0[0], &EIGHTS.as_chunks::<64>().0[1]);
     let (zero, magnitudes) = (_mm512_setzero_si512(), _mm512_set1_epi32(0x002b_1908));
     let mut columns = [x.act256(0); N];
     for c in 1..N {
@@ -108,12 +113,11 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     let mut acc = [[_mm512_setzero_ps(); N]; 4];
     for b in 0..rows.len() / ROWS / size_of::<BlockIq2Xxs>() {
         let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
-        let words = tile::words_of_rows(|r| bytemuck::cast_ref(&blocks[r].groups));
+        let words = words_of(&blocks);
         let mut int = [zero; N];
         for g in 0..8 {
             let (codes, aux) = (words[2 * g], words[2 * g + 1]);
-            let sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places([0, 7, 14, 21])), aux);
-            let signs = _mm512_permutex2var_epi8(load(low), sevens, load(high));
+            let signs = signs_of(aux);
             let mut part = [zero; N];
             for two in 0..2 {
                 let entries = look_up(shuffle(codes, &PAIRS[two]));
@@ -124,7 +128,7 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
                         _mm512_test_epi8_mask(sign, _mm512_set1_epi32(0x0804_0201 << (4 * (k % 2))));
                     let levels = _mm512_permutexvar_epi8(fields, magnitudes);
                     for c in 0..N {
-                        let x = tile::spread(&columns[c].q.as_chunks().0[b], 8 * g + 4 * two + k);
+                        let x = tile::spread::<256>(&columns[c].q.as_chunks().0[b], 8 * g + 4 * two + k);
                         let x = _mm512_mask_sub_epi8(x, negative, zero, x);
                         part[c] = _mm512_dpbusd_epi32(part[c], levels, x);
                     }
@@ -159,8 +163,9 @@ pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
         _ => {
             let lay_out = |packed: &mut Packed, b, rows: &[u8]| {
                 let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
-                lay_out_groups(packed, b, &blocks);
-                lay_out(&mut packed.q[b].0, &blocks);
+                let words = words_of(&blocks);
+                lay_out_groups(packed, b, &blocks, &words);
+                lay_out(&mut packed.q[b].0, &words);
             };
             (tile::multiply::<BlockIq2Xxs, true, true>(lay_out, 0.125, rows, x, out), ())
         }

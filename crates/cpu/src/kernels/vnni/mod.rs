@@ -17,32 +17,30 @@ mod q4_k;
 mod q8_0;
 mod tile;
 
-use super::{Columns, Kernels, Level, MANY, ManyRows, ROWS, Target, avx512};
+use super::{Columns, Kernels, Level, ManyRows, ROWS, Target, avx512};
 use std::arch::x86_64::*;
 
-/// 32 weight rows at once.
-const fn many(multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>)) -> Option<ManyRows> {
-    Some(ManyRows { rows: 2 * ROWS, least: MANY, multiply })
-}
+/// Weight rows of a tile.
+const TILE_ROWS: usize = 2 * ROWS;
 
 pub(super) const VNNI: Kernels = Kernels {
     level: Level::Vnni,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
     q8_0: |row, x, out| unsafe { q8_0::dots(row, x, out) },
     // SAFETY: as above.
-    q8_0_rows: many(|rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
+    q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { q8_0::rows(rows, x, out) }),
     // SAFETY: as above.
     q2_k: |row, x, out| unsafe { q2_k::dots(row, x, out) },
     // SAFETY: as above.
-    q2_k_rows: many(|rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
+    q2_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { q2_k::rows(rows, x, out) }),
     // SAFETY: as above.
     q4_k: |row, x, out| unsafe { q4_k::dots(row, x, out) },
     // SAFETY: as above.
-    q4_k_rows: many(|rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
+    q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { q4_k::rows(rows, x, out) }),
     // SAFETY: as above.
     iq2_xxs: |row, x, out| unsafe { iq2_xxs::dots(row, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: many(|rows, x, out| unsafe { iq2_xxs::rows(rows, x, out) }),
+    iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { iq2_xxs::rows(rows, x, out) }),
     // SAFETY: as above.
     index_scores: |query, keys, scores| unsafe { index::scores(query, keys, scores) },
     ..avx512::KERNELS
@@ -52,7 +50,7 @@ pub(super) const VBMI: Kernels = Kernels {
     level: Level::Vbmi,
     // SAFETY: as above.
     iq2_xxs_rows: Some(ManyRows {
-        rows: 2 * ROWS,
+        rows: TILE_ROWS,
         least: 1,
         // SAFETY: as above.
         multiply: |rows, x, out| unsafe { iq2_xxs_vbmi::rows(rows, x, out) },

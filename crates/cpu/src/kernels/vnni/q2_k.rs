@@ -1,5 +1,4 @@
-//! Q2_K, 84 bytes a block. One row: 12 of AVX-512's instructions unpack a block to bytes in the order of the file, and each activation
-//! row takes 16 more. Many rows: quants are multiplied by their scale when they are laid out (at most 45), so that the 64 steps of a block
+//! Q2_K, 84 bytes a block. One row: planes of quants are multiplied in the order of the file. Many rows: quants are multiplied by their scale when they are laid out (at most 45), so that the 64 steps of a block
 //! are one sum.
 
 use super::tile::{self, Packed};

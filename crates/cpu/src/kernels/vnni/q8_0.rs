@@ -162,8 +162,7 @@ fn columns<const N: usize>(packed: &[Packed; 2], x: &Columns<'_>, j: usize, out:
         for k in 0..BLOCK / 4 {
             let (low, high) = (load(&low[k]), load(&high[k]));
             for c in 0..N {
-                let fours: &[[u8; 4]; BLOCK / 4] = bytemuck::cast_ref(blocks[c]);
-                let four = _mm512_set1_epi32(i32::from_ne_bytes(fours[k]));
+                let four = tile::spread(blocks[c], k);
                 int[0][c] = _mm512_dpbusd_epi32(int[0][c], low, four);
                 int[1][c] = _mm512_dpbusd_epi32(int[1][c], high, four);
             }

@@ -167,9 +167,8 @@ fn all_columns<const SCALED: bool, const SIGNED: bool>(
 /// Four bytes of an activation row, in every lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn spread(x: &[i8; 256], four: usize) -> __m512i {
-    let fours: &[[u8; 4]; 64] = bytemuck::cast_ref(x);
-    _mm512_set1_epi32(i32::from_ne_bytes(fours[four]))
+pub(super) fn spread<const N: usize>(x: &[i8; N], four: usize) -> __m512i {
+    _mm512_set1_epi32(bytemuck::cast(x.as_chunks::<4>().0[four]))
 }
 
 /// Columns `j..j + N` of the product. `SCALED`: groups have scales. `SIGNED`: minima belong to the quants' sum, as the offset that made
