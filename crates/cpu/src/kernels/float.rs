@@ -128,7 +128,7 @@ macro_rules! float_kernels {
                         for i in whole..len {
                             sum += f16_to_f32([w[2 * i], w[2 * i + 1]]) * x[i];
                         }
-                        out.column(j + c)[r] = sum;
+                        out.column(j + c, ROWS)[r] = sum;
                     }
                 }
                 j += 4;

@@ -16,7 +16,11 @@ mod float;
 pub mod index;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "x86_64")]
+mod row;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod tile;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
@@ -49,16 +53,16 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// The products of 16 rows with the `j`th column.
+    /// The products of some rows with the `j`th column.
     #[inline]
-    pub fn column(&mut self, j: usize) -> &mut [f32] {
-        &mut self.out[j * self.stride + self.first..][..ROWS]
+    pub fn column(&mut self, j: usize, rows: usize) -> &mut [f32] {
+        &mut self.out[j * self.stride + self.first..][..rows]
     }
 
-    /// The target of the 16 rows behind these.
+    /// The target of what is behind some rows.
     #[inline]
-    pub fn behind(&mut self) -> Target<'_> {
-        Target { out: self.out, stride: self.stride, first: self.first + ROWS }
+    pub fn behind(&mut self, rows: usize) -> Target<'_> {
+        Target { out: self.out, stride: self.stride, first: self.first + rows }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Index scores: a key's 32 broadcasts meet four vectors of a query each, 128 products of 64 bytes for 64 heads of 128 values.
 
-use super::tile::floats;
 use super::*;
+use crate::kernels::avx512::tile::floats;
 use crate::kernels::index::{BLOCK, BLOCKS, HEADS, IndexQuery, MIDDLE, TWICE, total};
 use ds4_quant::e8m0_to_f32;
 

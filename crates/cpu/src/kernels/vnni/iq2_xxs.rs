@@ -1,8 +1,6 @@
-//! IQ2_XXS, 66 bytes a block: 32 look-ups in a grid of 256 codes of eight magnitudes, and 32 of signs.
+//! IQ2_XXS, one row, 66 bytes a block: 32 look-ups in a grid of 256 codes of eight magnitudes, and 32 of signs.
 
-use super::tile::{self, Packed};
 use super::*;
-use crate::kernels::tiles;
 use ds4_quant::act::Act256;
 use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID, iq2_signs};
 
@@ -11,7 +9,7 @@ type Unpacked = ([__m512i; 4], [__m512i; 4]);
 
 /// `v`, negative where `signs` is -1.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 fn signed(v: __m512i, signs: __m512i) -> __m512i {
     _mm512_sub_epi8(_mm512_xor_si512(v, signs), signs)
 }
@@ -48,47 +46,11 @@ static SIGNS: [i64; 128] = {
 
 /// `2 s + 1` of each group, in 64 bits.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 fn scales_of(block: &BlockIq2Xxs) -> __m512i {
     let groups = load(bytemuck::cast_ref(&block.groups));
     // The bit below a scale becomes the one.
     _mm512_or_si512(_mm512_srli_epi64::<59>(groups), _mm512_set1_epi64(1))
-}
-
-/// Codes and signs of each group of each row.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn words_of(blocks: &[&BlockIq2Xxs; ROWS]) -> [__m512i; 16] {
-    tile::words_of_rows(|r| bytemuck::cast_ref(&blocks[r].groups))
-}
-
-/// `2 s + 1` of a group of each row.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn scales_of_rows(aux: __m512i) -> __m512i {
-    // The bit below a scale becomes the one.
-    _mm512_or_si512(_mm512_srli_epi32::<27>(aux), _mm512_set1_epi32(1))
-}
-
-/// Scales of each row's groups, whose codes and signs `words` has side by side, and what 128 more in each of 32 quants adds, for either half of them.
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw")]
-pub(super) fn lay_out_groups(
-    packed: &mut Packed,
-    b: usize,
-    blocks: &[&BlockIq2Xxs; ROWS],
-    words: &[__m512i; 16],
-) {
-    for g in 0..8 {
-        let scales = scales_of_rows(words[2 * g + 1]);
-        let offset = _mm512_or_si512(_mm512_slli_epi32::<7>(scales), _mm512_slli_epi32::<23>(scales));
-        tile::store(scales, &mut packed.groups[b][g]);
-        tile::store(offset, &mut packed.groups[b][8 + g]);
-    }
-    let mut d = [[0; 2]; ROWS];
-    for (d, block) in d.iter_mut().zip(blocks) {
-        *d = block.d;
-    }
-    packed.d[b] = tile::halves(&d);
 }
 
 /// Magnitudes and signs of a group.
@@ -113,23 +75,6 @@ fn unpack(block: &BlockIq2Xxs) -> Unpacked {
         signs[k] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low.1), high.1);
     }
     (levels, signs)
-}
-
-/// Unpacks rows and turns them to columns.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], blocks: &[&BlockIq2Xxs; ROWS]) {
-    let middle = _mm512_set1_epi8(-128);
-    let mut rows = [[_mm512_setzero_si512(); ROWS]; 4];
-    for (r, block) in blocks.iter().enumerate() {
-        let (levels, signs) = unpack(block);
-        for k in 0..4 {
-            rows[k][r] = _mm512_add_epi8(middle, signed(levels[k], signs[k]));
-        }
-    }
-    for (q, rows) in q.as_chunks_mut::<16>().0.iter_mut().zip(rows) {
-        q.iter_mut().zip(tile::transpose(rows)).for_each(|(out, v)| tile::store(v, out));
-    }
 }
 
 #[inline]
@@ -165,14 +110,3 @@ block_dots!(
     0.125,
     None
 );
-
-/// 32 weight rows with the columns; see [`tile`]. Weights are laid out plus 128.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    let lay_out = |packed: &mut Packed, b, rows: &[u8]| {
-        let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
-        lay_out_groups(packed, b, &blocks, &words_of(&blocks));
-        lay_out(&mut packed.q[b].0, &blocks);
-    };
-    tile::multiply::<BlockIq2Xxs, true, true>(lay_out, 0.125, rows, x, out);
-}

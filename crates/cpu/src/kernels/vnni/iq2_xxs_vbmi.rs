@@ -3,9 +3,10 @@
 //! eight registers, and one instruction moves each field to a byte of its own. Few columns meet the weights at once, many meet what was
 //! laid out.
 
-use super::iq2_xxs::{lay_out_groups, scales_of_rows, words_of};
-use super::tile::{self, Packed};
+use super::tile::{multiply, put, spread};
 use super::*;
+use crate::kernels::avx512::tile::{floats, halves, lay_out_groups, scales_of, shuffle, store, words_of};
+use crate::kernels::tile::{IQ2_MIDDLE, PAIRS, Packed, Steps, blocks, in_words};
 use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID, iq2_signs};
 
 /// The grid, a magnitude in two bits: 0, 1, 2 for 8, 25, 43.
@@ -37,7 +38,7 @@ fn look_up(codes: __m512i) -> __m512i {
 }
 
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 fn grid(i: usize) -> __m512i {
     load(bytemuck::cast_ref(&GRID[i]))
 }
@@ -78,10 +79,10 @@ fn signs_of(aux: __m512i) -> __m512i {
 /// A lane is a row from the start: the codes of 16 rows are turned to columns before they are unpacked.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], words: &[__m512i; 16]) {
-    let plus = _mm512_set1_epi32(i32::from_le_bytes([128 + 8, 128 + 25, 128 + 43, 0]));
-    let minus = _mm512_set1_epi32(i32::from_le_bytes([128 - 8, 128 - 25, 128 - 43, 0]));
-    for (g, q) in q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+fn lay_out(Steps(q): &mut Steps<ROWS>, words: &[__m512i; 16]) {
+    let plus = _mm512_set1_epi32(i32::from_le_bytes([IQ2_MIDDLE + 8, IQ2_MIDDLE + 25, IQ2_MIDDLE + 43, 0]));
+    let minus = _mm512_set1_epi32(i32::from_le_bytes([IQ2_MIDDLE - 8, IQ2_MIDDLE - 25, IQ2_MIDDLE - 43, 0]));
+    for (g, q) in q.iter_mut().enumerate() {
         let (codes, aux) = (words[2 * g], words[2 * g + 1]);
         let signs = signs_of(aux);
         for (two, q) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
@@ -95,7 +96,7 @@ fn lay_out(q: &mut [[u8; 4 * ROWS]; 64], words: &[__m512i; 16]) {
                 let bits = _mm512_set1_epi32(0x0804_0201 << (4 * half));
                 let negative = _mm512_test_epi8_mask(sign, bits);
                 let bytes = _mm512_permutexvar_epi8(fields, plus);
-                tile::store(_mm512_mask_permutexvar_epi8(bytes, negative, fields, minus), q);
+                store(_mm512_mask_permutexvar_epi8(bytes, negative, fields, minus), q);
             }
         }
     }
@@ -112,7 +113,7 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     }
     let mut acc = [[_mm512_setzero_ps(); N]; 4];
     for b in 0..rows.len() / ROWS / size_of::<BlockIq2Xxs>() {
-        let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
+        let blocks: [&BlockIq2Xxs; ROWS] = blocks(rows, b);
         let words = words_of(&blocks);
         let mut int = [zero; N];
         for g in 0..8 {
@@ -128,13 +129,13 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
                         _mm512_test_epi8_mask(sign, _mm512_set1_epi32(0x0804_0201 << (4 * (k % 2))));
                     let levels = _mm512_permutexvar_epi8(fields, magnitudes);
                     for c in 0..N {
-                        let x = tile::spread::<256>(&columns[c].q.as_chunks().0[b], 8 * g + 4 * two + k);
+                        let x = spread::<256>(&columns[c].q.as_chunks().0[b], 8 * g + 4 * two + k);
                         let x = _mm512_mask_sub_epi8(x, negative, zero, x);
                         part[c] = _mm512_dpbusd_epi32(part[c], levels, x);
                     }
                 }
             }
-            let scales = scales_of_rows(aux);
+            let scales = scales_of(aux);
             for c in 0..N {
                 int[c] = _mm512_add_epi32(int[c], _mm512_mullo_epi32(part[c], scales));
             }
@@ -143,13 +144,13 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
         for r in 0..ROWS {
             d[r] = blocks[r].d;
         }
-        let d = _mm512_mul_ps(tile::floats(&tile::halves(&d)), _mm512_set1_ps(0.125));
+        let d = _mm512_mul_ps(floats(&halves(&d)), _mm512_set1_ps(0.125));
         for c in 0..N {
             let scale = _mm512_mul_ps(d, _mm512_set1_ps(columns[c].d[b]));
             acc[b % 4][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(int[c]), scale, acc[b % 4][c]);
         }
     }
-    tile::put(&acc, 0, out);
+    put(&[acc], 0, out);
 }
 
 /// 32 weight rows with any columns.
@@ -157,17 +158,17 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     let (low, high) = rows.split_at(rows.len() / 2);
     match x.index.len() {
-        1 => (few::<1>(low, x, out), few::<1>(high, x, &mut out.behind())),
-        2 => (few::<2>(low, x, out), few::<2>(high, x, &mut out.behind())),
-        3 => (few::<3>(low, x, out), few::<3>(high, x, &mut out.behind())),
+        1 => (few::<1>(low, x, out), few::<1>(high, x, &mut out.behind(ROWS))),
+        2 => (few::<2>(low, x, out), few::<2>(high, x, &mut out.behind(ROWS))),
+        3 => (few::<3>(low, x, out), few::<3>(high, x, &mut out.behind(ROWS))),
         _ => {
-            let lay_out = |packed: &mut Packed, b, rows: &[u8]| {
-                let blocks: [&BlockIq2Xxs; ROWS] = tile::blocks(rows, b);
+            let lay_out = |packed: &mut Packed<ROWS>, b, rows: &[u8]| {
+                let blocks: [&BlockIq2Xxs; ROWS] = blocks(rows, b);
                 let words = words_of(&blocks);
-                lay_out_groups(packed, b, &blocks, &words);
-                lay_out(&mut packed.q[b].0, &words);
+                lay_out_groups::<false>(packed, b, &blocks, &words);
+                lay_out(&mut packed.q[b], &words);
             };
-            (tile::multiply::<BlockIq2Xxs, true, true>(lay_out, 0.125, rows, x, out), ())
+            (multiply::<BlockIq2Xxs>(lay_out, rows, x, out), ())
         }
     };
 }

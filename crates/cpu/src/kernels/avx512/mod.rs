@@ -1,11 +1,16 @@
-//! AVX-512 for floats. The integer formats use the AVX2 kernels: their cost is unpacking and scaling blocks of 32,
-//! which two blocks in a 512-bit vector did not make cheaper.
+//! AVX-512 without VNNI. Floats; and integer formats with many activation rows ([`super::tile`]). One weight row of these uses the AVX2
+//! kernels: its cost is unpacking and scaling blocks of 32, which two blocks in a 512-bit vector did not make cheaper.
 #![allow(unsafe_code)]
+
+pub(super) mod tile;
 
 use super::float::float_kernels;
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, avx2, tiles};
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
+
+/// Weight rows of a tile: two vectors.
+const TILE_ROWS: usize = 2 * ROWS;
 
 pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Avx512,
@@ -16,24 +21,20 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
-    q8_0: |row, x, out| unsafe { avx2::q8_0_dots(row, x, out) },
-    q8_0_rows: None,
+    q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q8_0(rows, x, out) }),
     // SAFETY: as above.
-    q2_k: |row, x, out| unsafe { avx2::q2_k_dots(row, x, out) },
-    q2_k_rows: None,
+    q2_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q2_k(rows, x, out) }),
     // SAFETY: as above.
-    q4_k: |row, x, out| unsafe { avx2::q4_k_dots(row, x, out) },
-    q4_k_rows: None,
+    q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q4_k(rows, x, out) }),
     // SAFETY: as above.
-    iq2_xxs: |row, x, out| unsafe { avx2::iq2_xxs_dots(row, x, out) },
-    iq2_xxs_rows: None,
+    iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.
     dot: |a, b| unsafe { dot(a, b) },
     // SAFETY: as above.
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     // SAFETY: as above.
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
-    index_scores: avx2::KERNELS.index_scores,
+    ..avx2::KERNELS
 };
 
 #[inline]

@@ -1,0 +1,49 @@
+//! Q2_K, one row, 84 bytes a block: planes of quants are multiplied in the order of the file.
+
+use super::*;
+use ds4_quant::BlockQ2K;
+use ds4_quant::act::Act256;
+
+/// For each plane of each half of a block the places, as words, of the scales of its two lanes in the block's 16.
+static SCALES: [[[u8; 32]; 4]; 2] = {
+    let mut places = [[[0; 32]; 4]; 2];
+    let mut i = 0;
+    while i < 256 {
+        let (half, plane, byte) = (i / 128, i / 32 % 4, i % 32);
+        let scale = 8 * half + 2 * plane + byte / 16;
+        places[half][plane][byte] = if byte % 2 == 0 { scale as u8 } else { 128 };
+        i += 1;
+    }
+    places
+};
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) -> [(__m256i, __m256i); N] {
+    // SAFETY: there are 16 bytes; the load needs no alignment.
+    let bytes = unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) };
+    let nibble = _mm_set1_epi8(15);
+    let scales = _mm256_broadcastsi128_si256(_mm_and_si128(bytes, nibble));
+    let minima = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble));
+    let three = _mm256_set1_epi8(3);
+    let mut int = [zero(); N];
+    for half in 0..2 {
+        let mut bits = load(&block.q.as_chunks().0[half]);
+        for plane in 0..4 {
+            let w = _mm256_and_si256(bits, three);
+            bits = _mm256_srli_epi16::<2>(bits);
+            let scale = _mm256_shuffle_epi8(scales, load(&SCALES[half][plane]));
+            for j in 0..N {
+                let p = _mm256_maddubs_epi16(w, group(x[j].0, 4 * half + plane));
+                int[j] = _mm256_add_epi32(int[j], _mm256_madd_epi16(p, scale));
+            }
+        }
+    }
+    let mut out = [(zero(), zero()); N];
+    for j in 0..N {
+        out[j] = (int[j], min_products(minima, x[j].1));
+    }
+    out
+}
+
+block_dots!("avx2,fma,f16c", BlockQ2K, products, 1.0, Some(|block| block.dmin));

@@ -1,0 +1,85 @@
+//! Q4_K, one row, 144 bytes a block: nibbles are multiplied in the order of the file.
+
+use super::*;
+use ds4_quant::BlockQ4K;
+use ds4_quant::act::Act256;
+
+/// The eight scales and the eight minima.
+#[inline]
+pub(in crate::kernels) fn scales_mins(p: &[u8; 12]) -> (u64, u64) {
+    let [a, b, c] = *p.as_chunks::<4>().0 else { return (0, 0) };
+    let [a, b, c] = [a, b, c].map(u32::from_le_bytes);
+    let six = 0x3f3f_3f3f;
+    let high = |low: u32, top: u32| u64::from((low & 0x0f0f_0f0f) | ((top >> 6 & 0x0303_0303) << 4)) << 32;
+    (u64::from(a & six) | high(c, a), u64::from(b & six) | high(c >> 4, b))
+}
+
+/// Eight bytes, twice each, as 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::kernels) fn twice(bytes: u64) -> __m256i {
+    let bytes = _mm_cvtsi64_si128(bytes as i64);
+    _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(bytes, bytes))
+}
+
+/// Eight bytes as 32 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::kernels) fn words(bytes: u64) -> __m256i {
+    _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bytes as i64))
+}
+
+/// For each group the places of its scale in eight, as words.
+static SCALES: [[u8; 32]; 8] = {
+    let mut places = [[0; 32]; 8];
+    let mut i = 0;
+    while i < 256 {
+        places[i / 32][i % 32] = if i % 2 == 0 { (i / 32) as u8 } else { 128 };
+        i += 1;
+    }
+    places
+};
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn products<const N: usize>(block: &BlockQ4K, x: [(&[i8; 256], &[i16; 16]); N]) -> [(__m256i, __m256i); N] {
+    let (scales, minima) = scales_mins(&block.scales);
+    let (scales, minima) = (_mm256_set1_epi64x(scales as i64), twice(minima));
+    let nibble = _mm256_set1_epi8(15);
+    let mut int = [zero(); N];
+    for pair in 0..4 {
+        let bytes = load(&block.q.as_chunks().0[pair]);
+        let planes =
+            [_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble)];
+        for k in 0..2 {
+            let g = 2 * pair + k;
+            let scale = _mm256_shuffle_epi8(scales, load(&SCALES[g]));
+            for j in 0..N {
+                let p = _mm256_maddubs_epi16(planes[k], group(x[j].0, g));
+                int[j] = _mm256_add_epi32(int[j], _mm256_madd_epi16(p, scale));
+            }
+        }
+    }
+    let mut out = [(zero(), zero()); N];
+    for j in 0..N {
+        out[j] = (int[j], min_products(minima, x[j].1));
+    }
+    out
+}
+
+block_dots!("avx2,fma,f16c", BlockQ4K, products, 1.0, Some(|block| block.dmin));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ds4_quant::scale_min;
+
+    #[test]
+    fn scales_agree_with_the_reference() {
+        let packed: [u8; 12] = std::array::from_fn(|i| (i * 89 + 7) as u8);
+        let (scales, mins) = scales_mins(&packed);
+        for g in 0..8 {
+            assert_eq!((scales.to_le_bytes()[g], mins.to_le_bytes()[g]), scale_min(&packed, g));
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Products of laid out rows with activation rows.
+
+/// `multiply` and `multiply_32` of a level, whose registers hold `$lanes` words.
+///
+/// `wide`: whether `products` adds to 32 bits. `at_once`: numbers of columns that are taken at once, the largest first, of which a format
+/// whose groups have scales takes at most `scaled`. In scope must be, besides what loads and stores:
+/// * `products(sum, w, x)`: adds the products of bytes, unsigned and signed, in twos to 16 bits or in fours to 32;
+/// * `add_scaled(int, sum, scale)`: adds what `products` summed, times a scale, to 32 bits;
+/// * `pairs(int, a, b)`: adds the products of 16 bits in twos.
+macro_rules! columns {
+    (
+        $features:literal, $lanes:literal, $vector:ty, $floats:ty,
+        wide: $wide:literal, at_once: [$($n:literal),*], scaled: $scaled:literal
+    ) => {
+        const LANES: usize = $lanes;
+        /// Of Q8_0, if pairs of products must fit 16 bits: nibbles.
+        const PLANES: usize = if $wide { 1 } else { 2 };
+
+        thread_local! {
+            static PACKED: RefCell<[Packed<LANES>; 2]> = RefCell::default();
+            static PACKED_32: RefCell<[Packed32<LANES, PLANES>; 2]> = RefCell::default();
+        }
+
+        /// Lays out two vectors of rows in the running thread's buffers by `lay_out`, which takes one block of each row at a time, and
+        /// multiplies them with all columns.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(super) fn multiply<F: Form>(
+            lay_out: impl Fn(&mut Packed<LANES>, usize, &[u8]),
+            rows: &[u8],
+            x: &Columns<'_>,
+            out: &mut Target<'_>,
+        ) {
+            PACKED.with_borrow_mut(|packed| {
+                for (packed, rows) in packed.iter_mut().zip(rows.chunks_exact(rows.len() / 2)) {
+                    for b in 0..packed.room::<F>(rows) {
+                        lay_out(packed, b, rows);
+                    }
+                }
+                let (n, mut j) = (x.index.len(), 0);
+                $(
+                    while n - j >= $n && (!F::SCALED || $n <= $scaled) {
+                        columns::<F, $n>(packed, x, j, out);
+                        j += $n;
+                    }
+                )*
+            });
+        }
+
+        /// The same of Q8_0; `lay_out` takes all blocks.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn multiply_32(
+            lay_out: impl Fn(&mut Packed32<LANES, PLANES>, &[u8]),
+            rows: &[u8],
+            x: &Columns<'_>,
+            out: &mut Target<'_>,
+        ) {
+            PACKED_32.with_borrow_mut(|packed| {
+                for (packed, rows) in packed.iter_mut().zip(rows.chunks_exact(rows.len() / 2)) {
+                    lay_out(packed, rows);
+                }
+                let (n, mut j) = (x.index.len(), 0);
+                $(
+                    while n - j >= $n {
+                        columns_32::<$n>(packed, x, j, out);
+                        j += $n;
+                    }
+                )*
+            });
+        }
+
+        /// Four bytes of an activation row, in every lane.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(super) fn spread<const N: usize>(x: &[i8; N], four: usize) -> $vector {
+            splat(bytemuck::cast(x.as_chunks::<4>().0[four]))
+        }
+
+        /// Columns `j..j + N` of the product.
+        #[target_feature(enable = $features)]
+        fn columns<F: Form, const N: usize>(
+            packed: &[Packed<LANES>; 2],
+            x: &Columns<'_>,
+            j: usize,
+            out: &mut Target<'_>,
+        ) {
+            // Loops, not closures: what is called through a closure is not built for these registers.
+            let mut rows = [x.act256(j); N];
+            for c in 1..N {
+                rows[c] = x.act256(j + c);
+            }
+            let steps = if $wide { 8 } else { F::STEPS };
+            // Wide sums without scales are one sum over the block.
+            let one_sum = $wide && !F::SCALED;
+            let mut acc = [[[no_floats(); N]; 4]; 2];
+            for b in 0..packed[0].q.len() {
+                let mut x: [&[i8; 256]; N] = [&rows[0].q.as_chunks().0[b]; N];
+                for c in 1..N {
+                    x[c] = &rows[c].q.as_chunks().0[b];
+                }
+                let (low, high) = (&packed[0].q[b].0, &packed[1].q[b].0);
+                let scales = [&packed[0].scales[b], &packed[1].scales[b]];
+                let mut int = [[zero(); N]; 2];
+                for g in 0..8 {
+                    for part in 0..8 / steps {
+                        let mut sum = if one_sum { int } else { [[zero(); N]; 2] };
+                        for k in steps * part..steps * (part + 1) {
+                            let w = [load(&low[g][k]), load(&high[g][k])];
+                            for c in 0..N {
+                                let four = spread(x[c], 8 * g + k);
+                                sum[0][c] = products(sum[0][c], w[0], four);
+                                sum[1][c] = products(sum[1][c], w[1], four);
+                            }
+                        }
+                        if one_sum {
+                            int = sum;
+                            continue;
+                        }
+                        for h in 0..2 {
+                            let scale = if F::SCALED { words(&scales[h][g]) } else { splat(0x0001_0001) };
+                            for c in 0..N {
+                                int[h][c] = add_scaled(int[h][c], sum[h][c], scale);
+                            }
+                        }
+                    }
+                }
+                for h in 0..2 {
+                    let mut minima = [zero(); N];
+                    for k in 0..8 {
+                        let w = words(&packed[h].minima[b][k]);
+                        for c in 0..N {
+                            let sums: [i16; 2] = rows[c].sums.as_chunks::<16>().0[b].as_chunks::<2>().0[k];
+                            minima[c] = pairs(minima[c], w, splat(bytemuck::cast(sums)));
+                        }
+                    }
+                    let d = scaled_floats(floats(&packed[h].d[b]), F::UNIT);
+                    let dmin = floats(&packed[h].dmin[b]);
+                    for c in 0..N {
+                        let (scale, acc) = (rows[c].d[b], &mut acc[h][b % 4][c]);
+                        let quants = if F::SIGNED { subtract(int[h][c], minima[c]) } else { int[h][c] };
+                        *acc = add_block(*acc, quants, scaled_floats(d, scale));
+                        if !F::SIGNED {
+                            *acc = subtract_block(*acc, minima[c], scaled_floats(dmin, scale));
+                        }
+                    }
+                }
+            }
+            put(&acc, j, out);
+        }
+
+        /// The same of Q8_0.
+        #[target_feature(enable = $features)]
+        fn columns_32<const N: usize>(
+            packed: &[Packed32<LANES, PLANES>; 2],
+            x: &Columns<'_>,
+            j: usize,
+            out: &mut Target<'_>,
+        ) {
+            let (mut rows, mut offsets) = ([x.act32(j); N], [x.offsets32(j); N]);
+            for c in 1..N {
+                rows[c] = x.act32(j + c);
+                offsets[c] = x.offsets32(j + c);
+            }
+            let mut acc = [[[no_floats(); N]; 4]; 2];
+            for (b, (Planes(low), Planes(high))) in packed[0].q.iter().zip(&packed[1].q).enumerate() {
+                let mut x: [&[i8; 32]; N] = [&rows[0].q.as_chunks().0[b]; N];
+                let mut int = [[zero(); N]; 2];
+                for c in 0..N {
+                    x[c] = &rows[c].q.as_chunks().0[b];
+                    let offset = splat(offsets[c][b]);
+                    (int[0][c], int[1][c]) = (offset, offset);
+                }
+                for plane in 0..PLANES {
+                    let mut sum = if $wide { int } else { [[zero(); N]; 2] };
+                    for k in 0..8 {
+                        let w = [load(&low[plane][k]), load(&high[plane][k])];
+                        for c in 0..N {
+                            let four = spread(x[c], k);
+                            sum[0][c] = products(sum[0][c], w[0], four);
+                            sum[1][c] = products(sum[1][c], w[1], four);
+                        }
+                    }
+                    if $wide {
+                        int = sum;
+                        continue;
+                    }
+                    // The high nibbles are first.
+                    let scale = splat(if plane == 0 { 0x0010_0010 } else { 0x0001_0001 });
+                    for h in 0..2 {
+                        for c in 0..N {
+                            int[h][c] = add_scaled(int[h][c], sum[h][c], scale);
+                        }
+                    }
+                }
+                let d = [floats(&packed[0].d[b]), floats(&packed[1].d[b])];
+                for c in 0..N {
+                    for h in 0..2 {
+                        let acc = &mut acc[h][b % 4][c];
+                        *acc = add_block(*acc, int[h][c], scaled_floats(d[h], rows[c].d[b]));
+                    }
+                }
+            }
+            put(&acc, j, out);
+        }
+
+        /// Puts the sums of four sums of each vector of rows in columns `j..j + N`.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(super) fn put<const V: usize, const N: usize>(
+            acc: &[[[$floats; N]; 4]; V],
+            j: usize,
+            out: &mut Target<'_>,
+        ) {
+            for v in 0..V {
+                for c in 0..N {
+                    let sum = add_floats(
+                        add_floats(acc[v][0][c], acc[v][1][c]),
+                        add_floats(acc[v][2][c], acc[v][3][c]),
+                    );
+                    let column = out.column(j + c, V * LANES).as_chunks_mut().0;
+                    store_floats(sum, &mut column[v]);
+                }
+            }
+        }
+    };
+}
+pub(in crate::kernels) use columns;

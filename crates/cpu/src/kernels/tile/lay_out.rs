@@ -1,0 +1,181 @@
+//! Lays formats out.
+
+/// What lays out each format at a level, whose registers hold `$lanes` words. `PAIRED`: scales are in both halves of a word.
+///
+/// In scope must be, besides plain instructions on whole vectors:
+/// * `words_of_rows(at)`: words 0 to 15 of all rows, `at` giving the 64 bytes of one;
+/// * `words_of_halves(at)`: the same, of twice 32 bytes.
+macro_rules! lay_outs {
+    ($features:literal, $lanes:literal, $vector:ty) => {
+        /// Lays out all blocks of Q8_0, two blocks of each row at a time.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn lay_out_q8_0<const PLANES: usize>(
+            packed: &mut Packed32<$lanes, PLANES>,
+            rows: &[u8],
+        ) {
+            packed.room(rows);
+            let row = rows.len() / $lanes;
+            let (middle, nibble) = (splat_bytes(0x80), splat_bytes(15));
+            for (pair, (q, d)) in packed.q.chunks_mut(2).zip(packed.d.chunks_mut(2)).enumerate() {
+                let mut halves_of = [[[0; 2]; $lanes]; 2];
+                let mut blocks = [[&[0; 32]; 2]; $lanes];
+                for r in 0..$lanes {
+                    let row: &[BlockQ8_0] = bytemuck::cast_slice(&rows[r * row..(r + 1) * row]);
+                    let (low, high) = (&row[2 * pair], &row[2 * pair + q.len() - 1]);
+                    ask_second_cache(low.d.as_ptr().wrapping_add(rows.len()));
+                    blocks[r] = [bytemuck::cast_ref(&low.q), bytemuck::cast_ref(&high.q)];
+                    (halves_of[0][r], halves_of[1][r]) = (low.d, high.d);
+                }
+                let words = words_of_halves(|r| blocks[r]);
+                for (Planes(q), words) in q.iter_mut().zip(words.as_chunks::<8>().0) {
+                    for k in 0..8 {
+                        let bytes = xor(words[k], middle);
+                        if PLANES == 1 {
+                            store(bytes, &mut q[0][k]);
+                        } else {
+                            store(and(right_16::<4>(bytes), nibble), &mut q[0][k]);
+                            store(and(bytes, nibble), &mut q[1][k]);
+                        }
+                    }
+                }
+                for (d, halves_of) in d.iter_mut().zip(&halves_of) {
+                    *d = halves(halves_of);
+                }
+            }
+        }
+
+        /// Lays out block `b` of each row of Q2_K, quants times scales.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn lay_out_q2_k(packed: &mut Packed<$lanes>, b: usize, rows: &[u8]) {
+            let blocks: [&BlockQ2K; $lanes] = tile::blocks(rows, b);
+            let (nibble, three) = (splat_bytes(15), splat_bytes(3));
+            // The scales are a block's first 16 bytes.
+            let scales =
+                words_of_rows(|r| bytemuck::bytes_of(blocks[r]).as_chunks().0.first().unwrap_or(&[0; 64]));
+            let mut by_sub_block = [zero(); 16];
+            for i in 0..4 {
+                let minima = and(right_16::<4>(scales[i]), nibble);
+                store(shuffle(minima, &tile::PAIRS[0]), &mut packed.minima[b][2 * i]);
+                store(shuffle(minima, &tile::PAIRS[1]), &mut packed.minima[b][2 * i + 1]);
+                let scales = and(scales[i], nibble);
+                for k in 0..4 {
+                    by_sub_block[4 * i + k] = shuffle(scales, &tile::BOTH_HALVES[k]);
+                }
+            }
+            let words = words_of_rows(|r| &blocks[r].q);
+            for t in 0..16 {
+                let (half, column, mut bits) = (t / 8, t % 8, words[t]);
+                for plane in 0..4 {
+                    // At most 3 * 15: no byte of two reaches into the other.
+                    let scaled =
+                        multiply_16(and(bits, three), by_sub_block[8 * half + 2 * plane + column / 4]);
+                    bits = right_16::<2>(bits);
+                    store(scaled, &mut packed.q[b].0[4 * half + plane][column]);
+                }
+            }
+            let (mut d, mut dmin) = ([[0; 2]; $lanes], [[0; 2]; $lanes]);
+            for r in 0..$lanes {
+                (d[r], dmin[r]) = (blocks[r].d, blocks[r].dmin);
+            }
+            (packed.d[b], packed.dmin[b]) = (halves(&d), halves(&dmin));
+        }
+
+        /// Lays out block `b` of each row of Q4_K.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn lay_out_q4_k<const PAIRED: bool>(
+            packed: &mut Packed<$lanes>,
+            b: usize,
+            rows: &[u8],
+        ) {
+            let blocks: [&BlockQ4K; $lanes] = tile::blocks(rows, b);
+            let nibble = splat_bytes(15);
+            for half in 0..2 {
+                let words = words_of_rows(|r| &blocks[r].q.as_chunks().0[half]);
+                for t in 0..16 {
+                    let (pair, column) = (2 * half + t / 8, t % 8);
+                    store(and(words[t], nibble), &mut packed.q[b].0[2 * pair][column]);
+                    store(and(right_16::<4>(words[t]), nibble), &mut packed.q[b].0[2 * pair + 1][column]);
+                }
+            }
+            let (mut d, mut dmin) = ([[0; 2]; $lanes], [[0; 2]; $lanes]);
+            let mut groups = [[[0; 32]; 2]; $lanes];
+            for r in 0..$lanes {
+                let (scales, minima) = q4_k::scales_mins(&blocks[r].scales);
+                let scales = if PAIRED { q4_k::twice(scales) } else { q4_k::words(scales) };
+                groups[r] = [bytemuck::cast(scales), bytemuck::cast(q4_k::twice(minima))];
+                (d[r], dmin[r]) = (blocks[r].d, blocks[r].dmin);
+            }
+            let words = words_of_halves(|r| [&groups[r][0], &groups[r][1]]);
+            for g in 0..8 {
+                store(words[g], &mut packed.scales[b][g]);
+                store(words[8 + g], &mut packed.minima[b][g]);
+            }
+            (packed.d[b], packed.dmin[b]) = (halves(&d), halves(&dmin));
+        }
+
+        /// Lays out block `b` of each row of IQ2_XXS: a row is unpacked, and rows are turned to columns.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn lay_out_iq2_xxs<const PAIRED: bool>(
+            packed: &mut Packed<$lanes>,
+            b: usize,
+            rows: &[u8],
+        ) {
+            let blocks: [&BlockIq2Xxs; $lanes] = tile::blocks(rows, b);
+            lay_out_groups::<PAIRED>(packed, b, &blocks, &words_of(&blocks));
+            let mut bytes = [[[0; 64]; 4]; $lanes];
+            for r in 0..$lanes {
+                iq2_xxs::unpack(blocks[r], bytemuck::cast_mut(&mut bytes[r]));
+            }
+            for part in 0..4 {
+                let words = words_of_rows(|r| &bytes[r][part]);
+                for t in 0..16 {
+                    store(words[t], &mut packed.q[b].0[2 * part + t / 8][t % 8]);
+                }
+            }
+        }
+
+        /// Codes and signs of each group of each row of IQ2_XXS.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn words_of(blocks: &[&BlockIq2Xxs; $lanes]) -> [$vector; 16] {
+            words_of_rows(|r| bytemuck::cast_ref(&blocks[r].groups))
+        }
+
+        /// `2 s + 1` of a group of each row.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn scales_of(signs: $vector) -> $vector {
+            // The bit below a scale becomes the one.
+            or(right_32::<27>(signs), splat(1))
+        }
+
+        /// Scales of each row's groups, whose codes and signs `words` has side by side, and what makes them unsigned adds in each of 32
+        /// quants, for either half of them.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn lay_out_groups<const PAIRED: bool>(
+            packed: &mut Packed<$lanes>,
+            b: usize,
+            blocks: &[&BlockIq2Xxs; $lanes],
+            words: &[$vector; 16],
+        ) {
+            const { assert!(IQ2_MIDDLE == 1 << 6) };
+            for g in 0..8 {
+                let scales = scales_of(words[2 * g + 1]);
+                let twice = or(scales, left_32::<16>(scales));
+                store(if PAIRED { twice } else { scales }, &mut packed.scales[b][g]);
+                store(left_32::<6>(twice), &mut packed.minima[b][g]);
+            }
+            let mut d = [[0; 2]; $lanes];
+            for r in 0..$lanes {
+                d[r] = blocks[r].d;
+            }
+            packed.d[b] = halves(&d);
+        }
+    };
+}
+pub(in crate::kernels) use lay_outs;

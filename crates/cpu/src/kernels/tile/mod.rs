@@ -1,0 +1,168 @@
+//! Weight rows laid out side by side, with many activation rows; written once for the widths of the registers, as the float kernels are.
+//!
+//! A step multiplies a vector that holds four bytes of each of some rows, a lane a row, with four bytes of an activation row; these meet
+//! two vectors, and the vectors several activation rows, so that there are fewer loads than products, and nothing is ever summed across
+//! lanes. Groups of 32 are scaled in integers, minima meet the activations' sums in integers: what the one-row kernels add up, in another
+//! order. The sum over a block is exact, and blocks are added as there (see [`super::row`]): one row and many give the same bits.
+//!
+//! [`lay_outs`] makes what lays formats out, [`columns`] the products, from a few instructions that must be in scope. Where an instruction
+//! adds the four products of bytes to 32 bits (VNNI), a group is one sum of them. Elsewhere pairs of products are added in 16 bits for as
+//! many steps as cannot overflow ([`Form::STEPS`]), and one instruction scales them and adds the pairs.
+
+mod columns;
+mod lay_out;
+
+pub(super) use columns::columns;
+pub(super) use lay_out::lay_outs;
+
+use super::row::ask_second_cache;
+use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0};
+
+/// Functions of single instructions, so that levels have the same names for them.
+macro_rules! instructions {
+    (
+        $features:literal,
+        $($name:ident $(<const $n:ident: $number:ty>)? ($($arg:ident: $ty:ty),*) -> $out:ty { $body:expr })*
+    ) => {$(
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn $name $(<const $n: $number>)? ($($arg: $ty),*) -> $out {
+            $body
+        }
+    )*};
+}
+pub(super) use instructions;
+
+/// What a format of blocks of 256 needs of the kernels.
+pub(super) trait Form: bytemuck::Pod {
+    /// Steps whose pairs of products add up to less than 2^15: quants of at most `2^15 / (2 * 127 * STEPS)`.
+    const STEPS: usize;
+    /// Groups of 32 have scales.
+    const SCALED: bool;
+    /// Minima belong to the quants' sum, as the offset that made them unsigned.
+    const SIGNED: bool;
+    /// A weight is `UNIT * d` times a quant.
+    const UNIT: f32;
+}
+
+/// Quants times scales, at most 45.
+impl Form for BlockQ2K {
+    const STEPS: usize = 2;
+    const SCALED: bool = false;
+    const SIGNED: bool = false;
+    const UNIT: f32 = 1.0;
+}
+
+/// Quants, at most 15.
+impl Form for BlockQ4K {
+    const STEPS: usize = 8;
+    const SCALED: bool = true;
+    const SIGNED: bool = false;
+    const UNIT: f32 = 1.0;
+}
+
+/// Weights plus [`IQ2_MIDDLE`], at most 107.
+impl Form for BlockIq2Xxs {
+    const STEPS: usize = 1;
+    const SCALED: bool = true;
+    const SIGNED: bool = true;
+    const UNIT: f32 = 0.125;
+}
+
+/// What makes the levels of IQ2_XXS, at most 43, unsigned.
+pub(super) const IQ2_MIDDLE: u8 = 64;
+
+/// Four bytes of each row.
+pub(super) type Step<const LANES: usize> = [[u8; 4]; LANES];
+
+/// A block's eight groups of eight steps.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Steps<const LANES: usize>(pub(super) [[Step<LANES>; 8]; 8]);
+
+/// Rows of blocks of 256, side by side.
+#[derive(Default)]
+pub(super) struct Packed<const LANES: usize> {
+    /// `[blocks, 64, rows, 4]`: quants, unsigned.
+    pub(super) q: Vec<Steps<LANES>>,
+    /// `[blocks, 8, rows]`: scales of groups of 32; in both halves of a word where pairs of 16 bits meet them.
+    pub(super) scales: Vec<[[i32; LANES]; 8]>,
+    /// `[blocks, 8, rows]`: pairs of minima of 16.
+    pub(super) minima: Vec<[[i32; LANES]; 8]>,
+    /// `[blocks, rows]`.
+    pub(super) d: Vec<[f32; LANES]>,
+    pub(super) dmin: Vec<[f32; LANES]>,
+}
+
+impl<const LANES: usize> Packed<LANES> {
+    /// Makes room for some rows of blocks `B`; their number of blocks.
+    pub(super) fn room<B>(&mut self, rows: &[u8]) -> usize {
+        let blocks = rows.len() / LANES / size_of::<B>();
+        self.q.resize(blocks, Steps([[[[0; 4]; LANES]; 8]; 8]));
+        self.scales.resize(blocks, [[0; LANES]; 8]);
+        self.minima.resize(blocks, [[0; LANES]; 8]);
+        self.d.resize(blocks, [0.0; LANES]);
+        self.dmin.resize(blocks, [0.0; LANES]);
+        blocks
+    }
+}
+
+/// A block of Q8_0: eight steps of weights plus 128, or of their high nibbles and then of their low ones.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Planes<const LANES: usize, const PLANES: usize>(pub(super) [[Step<LANES>; 8]; PLANES]);
+
+/// Rows of Q8_0, side by side.
+#[derive(Default)]
+pub(super) struct Packed32<const LANES: usize, const PLANES: usize> {
+    /// `[blocks, planes, 8, rows, 4]`.
+    pub(super) q: Vec<Planes<LANES, PLANES>>,
+    /// `[blocks, rows]`.
+    pub(super) d: Vec<[f32; LANES]>,
+}
+
+impl<const LANES: usize, const PLANES: usize> Packed32<LANES, PLANES> {
+    /// Makes room for some rows; their number of blocks.
+    pub(super) fn room(&mut self, rows: &[u8]) -> usize {
+        let blocks = rows.len() / LANES / size_of::<BlockQ8_0>();
+        self.q.resize(blocks, Planes([[[[0; 4]; LANES]; 8]; PLANES]));
+        self.d.resize(blocks, [0.0; LANES]);
+        blocks
+    }
+}
+
+/// Block `b` of each of some rows. The blocks of the next rows at the same place are asked for: to the hardware these are many streams, too
+/// many to see.
+#[inline]
+pub(super) fn blocks<B: bytemuck::Pod, const LANES: usize>(rows: &[u8], b: usize) -> [&B; LANES] {
+    let row = rows.len() / LANES;
+    let bytes = |r: usize| &rows[r * row + b * size_of::<B>()..][..size_of::<B>()];
+    for r in 0..LANES {
+        let next = bytes(r).as_ptr().wrapping_add(rows.len());
+        ask_second_cache(next);
+        ask_second_cache(next.wrapping_add(size_of::<B>() - 1));
+    }
+    std::array::from_fn(|r| bytemuck::from_bytes(bytes(r)))
+}
+
+/// Places of the bytes of every word of 16 bytes, of which `at` gives those of the first; 128 makes a 0.
+pub(super) const fn in_words(at: [u8; 4]) -> [u8; 16] {
+    let mut places = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        places[i] = at[i % 4] + 4 * (i / 4) as u8;
+        i += 1;
+    }
+    places
+}
+
+/// Two bytes of every word, each in a half of it.
+pub(super) static PAIRS: [[u8; 16]; 2] = [in_words([0, 128, 1, 128]), in_words([2, 128, 3, 128])];
+
+/// A byte of every word in both halves of it.
+pub(super) static BOTH_HALVES: [[u8; 16]; 4] = [
+    in_words([0, 128, 0, 128]),
+    in_words([1, 128, 1, 128]),
+    in_words([2, 128, 2, 128]),
+    in_words([3, 128, 3, 128]),
+];
