@@ -70,7 +70,11 @@ struct Panel {
 }
 
 fn panel(len: usize, rows: usize, r: &mut Random) -> Panel {
-    let x: Vec<f32> = (0..len * rows).map(|_| 3.0 * r.unit()).collect();
+    quantized((0..len * rows).map(|_| 3.0 * r.unit()).collect())
+}
+
+/// All forms of some activations.
+fn quantized(x: Vec<f32>) -> Panel {
     let n = x.len();
     let mut p = Panel {
         q32: vec![0; n],
@@ -87,9 +91,14 @@ fn panel(len: usize, rows: usize, r: &mut Random) -> Panel {
     p
 }
 
+/// A width that a type can have: one of blocks of 32 any number of them.
+fn width(ty: TensorType, blocks: usize, seed: u64) -> usize {
+    if ty.block_len() == 32 { 256 * blocks - 32 * (seed % 8) as usize } else { 256 * blocks }
+}
+
 fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, seed: u64) {
     let mut r = Random(seed);
-    let len = 256 * blocks;
+    let len = width(ty, blocks, seed);
     let row = random_row(ty, len, &mut r);
     let p = panel(len, rows, &mut r);
     let index: Vec<u32> = (0..rows as u32).rev().collect();
@@ -147,7 +156,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn kernels_equal_the_reference(blocks in 1usize..5, rows in 1usize..11, seed: u64) {
+    fn kernels_equal_the_reference(blocks in 1usize..=5, rows in 1usize..=11, seed: u64) {
         for level in Level::available() {
             for ty in TYPES {
                 for exact in [false, true] {
@@ -264,19 +273,104 @@ proptest! {
     }
 }
 
+/// The integer formats, in the form of their activations.
+const INTEGER: [(TensorType, Input); 4] = [
+    (TensorType::Q8_0, Input::Int32),
+    (TensorType::Q2K, Input::Int256),
+    (TensorType::Q4K, Input::Int256),
+    (TensorType::Iq2Xxs, Input::Int256),
+];
+
+/// Products of `weights`, `[rows, len]`, with all rows of a panel.
+fn products(
+    level: Level,
+    (ty, input): (TensorType, Input),
+    weights: &[u8],
+    p: &Panel,
+    len: usize,
+) -> Vec<f32> {
+    let rows = p.x.len() / len;
+    let index: Vec<u32> = (0..rows as u32).collect();
+    let (q, d) = if input == Input::Int32 { (&p.q32, &p.d32) } else { (&p.q256, &p.d256) };
+    let columns = Columns {
+        q,
+        d,
+        sums: &p.sums,
+        offsets: &p.offsets32,
+        stride: len,
+        len,
+        index: &index,
+        ..Columns::default()
+    };
+    let row = ty.bytes_of(len as u64) as usize;
+    let mut out = vec![0.0; rows * weights.len() / row];
+    Kernels::new(level).product(ty, false).unwrap().multiply(weights, row, &columns, &mut out);
+    out
+}
+
+#[cfg(target_arch = "x86_64")]
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// The integer formats' sums are exact and added in the same order at every level.
+    #[test]
+    fn levels_of_x86_agree(blocks in 1usize..=9, rows in 1usize..=11, seed: u64) {
+        for format in INTEGER {
+            let (mut r, ty) = (Random(seed), format.0);
+            let len = width(ty, blocks, seed);
+            let weights: Vec<u8> = (0..35).flat_map(|_| random_row(ty, len, &mut r)).collect();
+            let p = panel(len, rows, &mut r);
+            let levels = Level::available().into_iter().skip(1);
+            let all: Vec<_> = levels.map(|level| products(level, format, &weights, &p, len)).collect();
+            for (got, level) in all.iter().zip(Level::available().into_iter().skip(1)) {
+                let same = got.iter().zip(&all[0]).all(|(a, b)| a.to_bits() == b.to_bits());
+                prop_assert!(same, "{ty} {level:?}: {got:?} {:?}", all[0]);
+            }
+        }
+    }
+}
+
+/// All weights and activations at their extremes, the worst case of the 16-bit intermediate sums.
 #[test]
 fn large_magnitudes_do_not_overflow() {
-    // All weights and activations at their extremes, the worst case of the 16-bit intermediate sums.
-    for level in Level::available() {
-        let mut row = Vec::new();
-        for _ in 0..8 {
-            row.extend(half::f16::from_f32(1.0).to_le_bytes());
-            row.extend([0x80u8; 32]); // -128
+    let (len, one) = (512, half::f16::from_f32(1.0).to_le_bytes());
+    for format in INTEGER {
+        let ty = format.0;
+        let row = |byte: u8| {
+            let mut block = vec![byte; ty.block_bytes() as usize];
+            let scales: &[usize] = match ty {
+                TensorType::Q2K => &[80, 82],
+                TensorType::Q4K => &[0, 2],
+                _ => &[0],
+            };
+            scales.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&one));
+            block.repeat(len / ty.block_len() as usize)
+        };
+        let bytes = [0x80, 0x7f, 0xff, 0, 0x81, 0xf0, 0x0f];
+        let weights: Vec<u8> = (0..35).flat_map(|i| row(bytes[i % bytes.len()])).collect();
+        for columns in [1, 5, 9] {
+            // Of one sign, and of both in turn.
+            let x: Vec<f32> = (0..columns * len)
+                .map(|i| match i / len % 3 {
+                    0 => -127.0,
+                    1 => 127.0,
+                    _ => [127.0, -127.0][i % 2],
+                })
+                .collect();
+            let p = quantized(x);
+            for level in Level::available() {
+                let got = products(level, format, &weights, &p, len);
+                for (i, got) in got.iter().enumerate() {
+                    let (j, r) = (i / 35, i % 35);
+                    let row = &weights[r * weights.len() / 35..(r + 1) * weights.len() / 35];
+                    let (q, part) = (j * len..(j + 1) * len, |per: usize| j * len / per..(j + 1) * len / per);
+                    let act32 = Act32 { q: &p.q32[q.clone()], d: &p.d32[part(32)] };
+                    let act256 = Act256 { q: &p.q256[q], d: &p.d256[part(256)], sums: &p.sums[part(16)] };
+                    let want = dot_row(ty, row, act32, act256).unwrap();
+                    let near = (got - want).abs() <= 1e-5 * want.abs().max(1e4);
+                    assert!(near, "{ty} {level:?} row {r} column {j}: {got} {want}");
+                }
+            }
         }
-        let (q, d) = (vec![-127i8; 256], vec![1.0; 8]);
-        let columns = Columns { q: &q, d: &d, stride: 256, len: 256, index: &[0], ..Columns::default() };
-        let mut out = [0.0];
-        (Kernels::new(level).q8_0)(&row, &columns, &mut out);
-        assert_eq!(out[0], 128.0 * 127.0 * 256.0, "{level:?}");
     }
 }
