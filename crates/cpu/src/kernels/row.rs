@@ -38,13 +38,16 @@ pub(super) fn add_blocks(acc: __m128, ints: __m128i, w: __m128, x: __m128) -> __
 /// Activation scales of up to four blocks from `b`.
 #[inline]
 pub(super) fn scales_from(d: &[f32], b: usize) -> __m128 {
-    let mut four = [0.0; 4];
     match d[b..].first_chunk::<4>() {
-        Some(there) => four = *there,
-        None => four.iter_mut().zip(&d[b..]).for_each(|(o, d)| *o = *d),
+        // SAFETY: there are four values; the load needs no alignment.
+        Some(four) => unsafe { _mm_loadu_ps(four.as_ptr()) },
+        None => {
+            let mut four = [0.0; 4];
+            four.iter_mut().zip(&d[b..]).for_each(|(o, d)| *o = *d);
+            // SAFETY: as above.
+            unsafe { _mm_loadu_ps(four.as_ptr()) }
+        }
     }
-    // SAFETY: there are four values; the load needs no alignment.
-    unsafe { _mm_loadu_ps(four.as_ptr()) }
 }
 
 /// Four halves.

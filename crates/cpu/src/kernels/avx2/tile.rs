@@ -24,6 +24,7 @@ instructions! {
     right_32<const N: i32>(v: __m256i) -> __m256i { _mm256_srli_epi32::<N>(v) }
     left_32<const N: i32>(v: __m256i) -> __m256i { _mm256_slli_epi32::<N>(v) }
     multiply_16(a: __m256i, b: __m256i) -> __m256i { _mm256_mullo_epi16(a, b) }
+    add_bytes(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi8(a, b) }
     subtract(a: __m256i, b: __m256i) -> __m256i { _mm256_sub_epi32(a, b) }
     products(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
         _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
@@ -43,6 +44,23 @@ instructions! {
     subtract_block(acc: __m256, int: __m256i, scale: __m256) -> __m256 {
         _mm256_fnmadd_ps(_mm256_cvtepi32_ps(int), scale, acc)
     }
+}
+
+/// `v`, negative where `signs` has one of `bits`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn negative(v: __m256i, signs: __m256i, bits: __m256i) -> __m256i {
+    let signs = _mm256_cmpeq_epi8(_mm256_and_si256(signs, bits), bits);
+    _mm256_sub_epi8(_mm256_xor_si256(v, signs), signs)
+}
+
+/// Bytes of a table from their places in it.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn look_up(table: &[u8; 16], places: __m256i) -> __m256i {
+    // SAFETY: there are 16 bytes; the load needs no alignment.
+    let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), places)
 }
 
 /// The bytes of every 16 from their places in them.

@@ -24,6 +24,10 @@ instructions! {
     right_32<const N: u32>(v: __m512i) -> __m512i { _mm512_srli_epi32::<N>(v) }
     left_32<const N: u32>(v: __m512i) -> __m512i { _mm512_slli_epi32::<N>(v) }
     multiply_16(a: __m512i, b: __m512i) -> __m512i { _mm512_mullo_epi16(a, b) }
+    add_bytes(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi8(a, b) }
+    negative(v: __m512i, signs: __m512i, bits: __m512i) -> __m512i {
+        _mm512_mask_sub_epi8(v, _mm512_test_epi8_mask(signs, bits), zero(), v)
+    }
     subtract(a: __m512i, b: __m512i) -> __m512i { _mm512_sub_epi32(a, b) }
     products(sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
         _mm512_add_epi16(sum, _mm512_maddubs_epi16(w, x))
@@ -71,6 +75,15 @@ pub(in crate::kernels) fn halves(d: &[[u8; 2]; ROWS]) -> [f32; ROWS] {
         _mm512_storeu_ps(out.as_mut_ptr(), floats);
     }
     out
+}
+
+/// Bytes of a table from their places in it.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+fn look_up(table: &[u8; 16], places: __m512i) -> __m512i {
+    // SAFETY: there are 16 bytes; the load needs no alignment.
+    let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
+    _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), places)
 }
 
 /// The bytes of every lane from their places in it.

@@ -12,20 +12,23 @@ macro_rules! lay_outs {
         #[target_feature(enable = $features)]
         pub(in crate::kernels) fn lay_out_q8_0<const PLANES: usize>(
             packed: &mut Packed32<$lanes, PLANES>,
-            rows: &[u8],
+            bytes: &[u8],
         ) {
-            packed.room(rows);
-            let row = rows.len() / $lanes;
+            packed.room(bytes);
+            let (row, behind) = (bytes.len() / $lanes, bytes.len());
             let (middle, nibble) = (splat_bytes(0x80), splat_bytes(15));
+            let mut rows: [&[BlockQ8_0]; $lanes] = [bytemuck::cast_slice(&bytes[..row]); $lanes];
+            for r in 1..$lanes {
+                rows[r] = bytemuck::cast_slice(&bytes[r * row..(r + 1) * row]);
+            }
             for (pair, (q, d)) in packed.q.chunks_mut(2).zip(packed.d.chunks_mut(2)).enumerate() {
-                let mut halves_of = [[[0; 2]; $lanes]; 2];
+                let mut scales = [[[0; 2]; $lanes]; 2];
                 let mut blocks = [[&[0; 32]; 2]; $lanes];
                 for r in 0..$lanes {
-                    let row: &[BlockQ8_0] = bytemuck::cast_slice(&rows[r * row..(r + 1) * row]);
-                    let (low, high) = (&row[2 * pair], &row[2 * pair + q.len() - 1]);
-                    ask_second_cache(low.d.as_ptr().wrapping_add(rows.len()));
+                    let (low, high) = (&rows[r][2 * pair], &rows[r][2 * pair + q.len() - 1]);
+                    ask_second_cache(low.d.as_ptr().wrapping_add(behind));
                     blocks[r] = [bytemuck::cast_ref(&low.q), bytemuck::cast_ref(&high.q)];
-                    (halves_of[0][r], halves_of[1][r]) = (low.d, high.d);
+                    (scales[0][r], scales[1][r]) = (low.d, high.d);
                 }
                 let words = words_of_halves(|r| blocks[r]);
                 for (Planes(q), words) in q.iter_mut().zip(words.as_chunks::<8>().0) {
@@ -39,8 +42,8 @@ macro_rules! lay_outs {
                         }
                     }
                 }
-                for (d, halves_of) in d.iter_mut().zip(&halves_of) {
-                    *d = halves(halves_of);
+                for (d, scales) in d.iter_mut().zip(&scales) {
+                    *d = halves(scales);
                 }
             }
         }
@@ -116,7 +119,7 @@ macro_rules! lay_outs {
             (packed.d[b], packed.dmin[b]) = (halves(&d), halves(&dmin));
         }
 
-        /// Lays out block `b` of each row of IQ2_XXS: a row is unpacked, and rows are turned to columns.
+        /// Lays out block `b` of each row of IQ2_XXS: magnitudes are looked up row by row and turned to columns, which get their signs.
         #[inline]
         #[target_feature(enable = $features)]
         pub(in crate::kernels) fn lay_out_iq2_xxs<const PAIRED: bool>(
@@ -125,17 +128,42 @@ macro_rules! lay_outs {
             rows: &[u8],
         ) {
             let blocks: [&BlockIq2Xxs; $lanes] = tile::blocks(rows, b);
-            lay_out_groups::<PAIRED>(packed, b, &blocks, &words_of(&blocks));
-            let mut bytes = [[[0; 64]; 4]; $lanes];
+            let words = words_of(&blocks);
+            lay_out_groups::<PAIRED>(packed, b, &blocks, &words);
+            let mut magnitudes = [[[0; 32]; 8]; $lanes];
             for r in 0..$lanes {
-                iq2_xxs::unpack(blocks[r], bytemuck::cast_mut(&mut bytes[r]));
-            }
-            for part in 0..4 {
-                let words = words_of_rows(|r| &bytes[r][part]);
-                for t in 0..16 {
-                    store(words[t], &mut packed.q[b].0[2 * part + t / 8][t % 8]);
+                for g in 0..8 {
+                    magnitudes[r][g] = bytemuck::cast(iq2_xxs::magnitudes(blocks[r].groups[g]));
                 }
             }
+            let middle = splat_bytes(IQ2_MIDDLE);
+            let bits = [splat(0x0804_0201), splat(0x0804_0201 << 4)];
+            for part in 0..4 {
+                let columns = words_of_halves(|r| [&magnitudes[r][2 * part], &magnitudes[r][2 * part + 1]]);
+                for half in 0..2 {
+                    let g = 2 * part + half;
+                    let signs = signs_of(words[2 * g + 1]);
+                    let q = &mut packed.q[b].0[g];
+                    for v in 0..4 {
+                        let signs = shuffle(signs, &tile::EVERYWHERE[v]);
+                        let [low, high] = [columns[8 * half + 2 * v], columns[8 * half + 2 * v + 1]];
+                        store(add_bytes(middle, negative(low, signs, bits[0])), &mut q[2 * v]);
+                        store(add_bytes(middle, negative(high, signs, bits[1])), &mut q[2 * v + 1]);
+                    }
+                }
+            }
+        }
+
+        /// The eight sign bits of each of a group's four codes, a byte each, from seven.
+        #[inline]
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn signs_of(sevens: $vector) -> $vector {
+            let low = or(and(sevens, splat(0x7f)), and(left_32::<1>(sevens), splat(0x7f00)));
+            let high = and(left_32::<2>(sevens), splat(0x7f_0000));
+            let high = or(high, and(left_32::<3>(sevens), splat(0x7f00_0000)));
+            let bits = or(low, high);
+            let fours = and(xor(bits, right_16::<4>(bits)), splat_bytes(15));
+            or(bits, look_up(&tile::PARITY, fours))
         }
 
         /// Codes and signs of each group of each row of IQ2_XXS.

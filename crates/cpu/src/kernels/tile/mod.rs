@@ -159,6 +159,21 @@ pub(super) const fn in_words(at: [u8; 4]) -> [u8; 16] {
 /// Two bytes of every word, each in a half of it.
 pub(super) static PAIRS: [[u8; 16]; 2] = [in_words([0, 128, 1, 128]), in_words([2, 128, 3, 128])];
 
+/// A byte of every word in all of its bytes.
+pub(super) static EVERYWHERE: [[u8; 16]; 4] =
+    [in_words([0; 4]), in_words([1; 4]), in_words([2; 4]), in_words([3; 4])];
+
+/// Of every four bits the eighth bit that makes the number of ones even.
+pub(super) static PARITY: [u8; 16] = {
+    let mut parity = [0; 16];
+    let mut four = 0u8;
+    while four < 16 {
+        parity[four as usize] = (four.count_ones() as u8 & 1) << 7;
+        four += 1;
+    }
+    parity
+};
+
 /// A byte of every word in both halves of it.
 pub(super) static BOTH_HALVES: [[u8; 16]; 4] = [
     in_words([0, 128, 0, 128]),

@@ -6,7 +6,7 @@
 use super::tile::{multiply, put, spread};
 use super::*;
 use crate::kernels::avx512::tile::{floats, halves, lay_out_groups, scales_of, shuffle, store, words_of};
-use crate::kernels::tile::{IQ2_MIDDLE, PAIRS, Packed, Steps, blocks, in_words};
+use crate::kernels::tile::{EVERYWHERE, IQ2_MIDDLE, PAIRS, Packed, Steps, blocks};
 use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID, iq2_signs};
 
 /// The grid, a magnitude in two bits: 0, 1, 2 for 8, 25, 43.
@@ -53,9 +53,6 @@ static EIGHTS: [u8; 128] = {
     }
     eights
 };
-
-/// A byte of every word in all of its bytes.
-static EVERYWHERE: [[u8; 16]; 4] = [in_words([0; 4]), in_words([1; 4]), in_words([2; 4]), in_words([3; 4])];
 
 /// Places of the four fields of a half entry of every word.
 static FIELDS: [i64; 4] =
