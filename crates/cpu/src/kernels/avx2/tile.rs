@@ -136,24 +136,12 @@ fn words_of_rows<'a>(at: impl Fn(usize) -> &'a [u8; 64]) -> [__m256i; 16] {
 
 lay_outs!("avx2,fma,f16c", 8, __m256i);
 
-columns!("avx2,fma,f16c", 8, __m256i, __m256, wide: false, at_once: [4, 2, 1], scaled: 4);
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn q8_0(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply_32(|packed, rows| lay_out_q8_0(packed, rows), rows, x, out);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn q2_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply::<BlockQ2K>(|packed, b, rows| lay_out_q2_k(packed, b, rows), rows, x, out);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn q4_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply::<BlockQ4K>(|packed, b, rows| lay_out_q4_k::<true>(packed, b, rows), rows, x, out);
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn iq2_xxs(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply::<BlockIq2Xxs>(|packed, b, rows| lay_out_iq2_xxs::<true>(packed, b, rows), rows, x, out);
-}
+columns!(
+    "avx2,fma,f16c",
+    8,
+    __m256i,
+    __m256,
+    wide: false,
+    at_once: [4, 2, 1],
+    scaled: 4
+);

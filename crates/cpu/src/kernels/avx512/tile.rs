@@ -151,24 +151,12 @@ fn words_of_halves<'a>(at: impl Fn(usize) -> [&'a [u8; 32]; 2]) -> [__m512i; 16]
 
 lay_outs!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq", 16, __m512i);
 
-columns!("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq", 16, __m512i, __m512, wide: false, at_once: [8, 6, 4, 2, 1], scaled: 8);
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn q8_0(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply_32(|packed, rows| lay_out_q8_0(packed, rows), rows, x, out);
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn q2_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply::<BlockQ2K>(|packed, b, rows| lay_out_q2_k(packed, b, rows), rows, x, out);
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn q4_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply::<BlockQ4K>(|packed, b, rows| lay_out_q4_k::<true>(packed, b, rows), rows, x, out);
-}
-
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn iq2_xxs(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply::<BlockIq2Xxs>(|packed, b, rows| lay_out_iq2_xxs::<true>(packed, b, rows), rows, x, out);
-}
+columns!(
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq",
+    16,
+    __m512i,
+    __m512,
+    wide: false,
+    at_once: [8, 6, 4, 2, 1],
+    scaled: 8
+);

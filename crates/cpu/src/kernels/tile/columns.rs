@@ -1,9 +1,9 @@
 //! Products of laid out rows with activation rows.
 
-/// `multiply` and `multiply_32` of a level, whose registers hold `$lanes` words.
+/// Kernels of a level by format, whose registers hold `$lanes` words: two vectors of weight rows, one behind the other, with all columns.
 ///
 /// `wide`: whether `products` adds to 32 bits. `at_once`: numbers of columns that are taken at once, the largest first, of which a format
-/// whose groups have scales takes at most `scaled`. In scope must be, besides what loads and stores:
+/// whose groups have scales takes at most `scaled`. In scope must be [`super::lay_outs`], and besides what loads and stores:
 /// * `products(sum, w, x)`: adds the products of bytes, unsigned and signed, in twos to 16 bits or in fours to 32;
 /// * `add_scaled(int, sum, scale)`: adds what `products` summed, times a scale, to 32 bits;
 /// * `pairs(int, a, b)`: adds the products of 16 bits in twos.
@@ -19,6 +19,26 @@ macro_rules! columns {
         thread_local! {
             static PACKED: RefCell<[Packed<LANES>; 2]> = RefCell::default();
             static PACKED_32: RefCell<[Packed32<LANES, PLANES>; 2]> = RefCell::default();
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn q8_0(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+            multiply_32(|packed, rows| lay_out_q8_0(packed, rows), rows, x, out);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn q2_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+            multiply::<BlockQ2K>(|packed, b, rows| lay_out_q2_k(packed, b, rows), rows, x, out);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn q4_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+            multiply::<BlockQ4K>(|packed, b, rows| lay_out_q4_k::<{ !$wide }>(packed, b, rows), rows, x, out);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn iq2_xxs(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+            multiply::<BlockIq2Xxs>(|packed, b, rows| lay_out_iq2_xxs::<{ !$wide }>(packed, b, rows), rows, x, out);
         }
 
         /// Lays out two vectors of rows in the running thread's buffers by `lay_out`, which takes one block of each row at a time, and

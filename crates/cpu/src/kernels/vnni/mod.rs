@@ -1,11 +1,11 @@
 //! AVX-512 with VNNI (four products of bytes and their sum in one instruction), and with VBMI (any bytes of a
 //! table).
 //!
-//! A format has two kernels that give the same bits: [`super::row`] for few activation rows, bound by memory, and [`super::tile`] for many.
+//! A format has two kernels that give the same bits: [`super::row`] for few activation rows, bound by memory (IQ2_XXS has that
+//! of AVX2: its cost is look-ups), and [`super::tile`] for many.
 #![allow(unsafe_code)]
 
 mod index;
-mod iq2_xxs;
 mod iq2_xxs_vbmi;
 mod q2_k;
 mod q4_k;
@@ -35,8 +35,6 @@ pub(super) const VNNI: Kernels = Kernels {
     // SAFETY: as above.
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q4_k(rows, x, out) }),
     // SAFETY: as above.
-    iq2_xxs: |row, x, out| unsafe { iq2_xxs::dots(row, x, out) },
-    // SAFETY: as above.
     iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.
     index_scores: |query, keys, scores| unsafe { index::scores(query, keys, scores) },
@@ -54,13 +52,6 @@ pub(super) const VBMI: Kernels = Kernels {
     }),
     ..VNNI
 };
-
-/// Values `64 * part..` of a block.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn quarter(q: &[i8; 256], part: usize) -> __m512i {
-    load(bytemuck::cast_ref(&q.as_chunks::<64>().0[part]))
-}
 
 /// Two groups of 32 values of a block.
 #[inline]
