@@ -109,7 +109,7 @@ fn main() {
         ("act32", _) => activations(Input::Int32),
         ("act256", _) => activations(Input::Int256),
         _ => {
-            types.iter().for_each(|(name, _)| println!("{name}_x1\n{name}_x4"));
+            types.iter().for_each(|(name, _)| println!("{name}_x1\n{name}_x4\n{name}_x16"));
             println!("scores\nweigh\nindex\nact32\nact256");
         }
     }
