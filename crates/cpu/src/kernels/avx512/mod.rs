@@ -20,13 +20,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     f16: |row, x, out| unsafe { f16_dots(row, x, out) },
     // SAFETY: as above.
     f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
-    // Laying out Q8_0 costs as much as four columns.
-    q8_0_rows: Some(ManyRows {
-        rows: TILE_ROWS,
-        least: 8,
-        // SAFETY: as above.
-        multiply: |rows, x, out| unsafe { tile::q8_0(rows, x, out) },
-    }),
+    // SAFETY: as above.
+    q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q8_0(rows, x, out) }),
     // SAFETY: as above.
     q2_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q2_k(rows, x, out) }),
     // SAFETY: as above.

@@ -23,14 +23,14 @@ macro_rules! lay_outs {
             }
             for (pair, (q, d)) in packed.q.chunks_mut(2).zip(packed.d.chunks_mut(2)).enumerate() {
                 let mut scales = [[[0; 2]; $lanes]; 2];
-                let mut blocks = [[&[0; 32]; 2]; $lanes];
+                let [low, high] = [2 * pair, 2 * pair + q.len() - 1];
                 for r in 0..$lanes {
-                    let (low, high) = (&rows[r][2 * pair], &rows[r][2 * pair + q.len() - 1]);
-                    ask_second_cache(low.d.as_ptr().wrapping_add(behind));
-                    blocks[r] = [bytemuck::cast_ref(&low.q), bytemuck::cast_ref(&high.q)];
-                    (scales[0][r], scales[1][r]) = (low.d, high.d);
+                    ask_second_cache(rows[r][low].d.as_ptr().wrapping_add(behind));
+                    (scales[0][r], scales[1][r]) = (rows[r][low].d, rows[r][high].d);
                 }
-                let words = words_of_halves(|r| blocks[r]);
+                let words = words_of_halves(|r| {
+                    [bytemuck::cast_ref(&rows[r][low].q), bytemuck::cast_ref(&rows[r][high].q)]
+                });
                 for (Planes(q), words) in q.iter_mut().zip(words.as_chunks::<8>().0) {
                     for k in 0..8 {
                         let bytes = xor(words[k], middle);
