@@ -16,10 +16,12 @@ mod float;
 pub mod index;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod prefetch;
 #[cfg(target_arch = "x86_64")]
 mod row;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -34,7 +36,7 @@ pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
 /// A way to take several weight rows at once that gives the bits that [`Dots`] gives.
 #[derive(Clone, Copy, Debug)]
 pub struct ManyRows {
-    /// Weight rows at once, a multiple of 16.
+    /// Weight rows at once.
     pub rows: usize,
     /// Fewest activation rows for which it is faster.
     pub least: usize,
@@ -211,6 +213,8 @@ pub enum Level {
     Vbmi,
     /// 64-bit Arm.
     Neon,
+    /// The same with dot products of bytes (Armv8.2 and later).
+    NeonDot,
 }
 
 impl Level {
@@ -235,7 +239,10 @@ impl Level {
             levels.extend(vbmi.then_some(Level::Vbmi));
         }
         #[cfg(target_arch = "aarch64")]
-        levels.push(Level::Neon);
+        {
+            levels.push(Level::Neon);
+            levels.extend(std::arch::is_aarch64_feature_detected!("dotprod").then_some(Level::NeonDot));
+        }
         levels
     }
 
@@ -299,7 +306,9 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Level::Vbmi => vnni::VBMI,
             #[cfg(target_arch = "aarch64")]
-            Level::Neon => neon::KERNELS,
+            Level::Neon => neon::NEON,
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => neon::NEON_DOT,
             #[allow(unreachable_patterns)]
             _ => scalar::KERNELS,
         }

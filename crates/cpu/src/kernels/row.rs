@@ -7,27 +7,6 @@
 
 use std::arch::x86_64::*;
 
-/// Bytes that a thread asks for ahead of their use.
-const AHEAD: usize = 4096;
-
-/// Asks for as many bytes as some blocks have, [`AHEAD`] of them: the hardware's prefetchers stop at the ends of pages, and a row of an
-/// expert is shorter than one.
-#[inline]
-pub(super) fn prefetch<B>(blocks: &[B]) {
-    let first = blocks.as_ptr().cast::<i8>();
-    for at in (0..size_of_val(blocks)).step_by(64) {
-        // SAFETY: a prefetch reads nothing that the program could see, and an address that is not there is ignored.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(AHEAD + at)) };
-    }
-}
-
-/// Asks for the line of an address, as far as the second cache.
-#[inline]
-pub(super) fn ask_second_cache(line: *const u8) {
-    // SAFETY: as above.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
-}
-
 /// `acc[k] + ints[k] * (w[k] * x[k])`. Blocks that are not there have zeros, which change no sum: none is ever -0.
 #[inline]
 #[target_feature(enable = "avx2,fma")]

@@ -13,7 +13,8 @@ pub(super) mod q8_0;
 mod tile;
 
 use super::float::float_kernels;
-use super::row::{add_blocks, block_dots, four_halves, prefetch, q8_0_dots, scales_from, total};
+use super::prefetch::prefetch;
+use super::row::{add_blocks, block_dots, four_halves, q8_0_dots, scales_from, total};
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;

@@ -1,18 +1,9 @@
 //! Q4_K, one row, 144 bytes a block: nibbles are multiplied in the order of the file.
 
 use super::*;
+use crate::kernels::tile::scales_mins;
 use ds4_quant::BlockQ4K;
 use ds4_quant::act::Act256;
-
-/// The eight scales and the eight minima.
-#[inline]
-pub(in crate::kernels) fn scales_mins(p: &[u8; 12]) -> (u64, u64) {
-    let [a, b, c] = *p.as_chunks::<4>().0 else { return (0, 0) };
-    let [a, b, c] = [a, b, c].map(u32::from_le_bytes);
-    let six = 0x3f3f_3f3f;
-    let high = |low: u32, top: u32| u64::from((low & 0x0f0f_0f0f) | ((top >> 6 & 0x0303_0303) << 4)) << 32;
-    (u64::from(a & six) | high(c, a), u64::from(b & six) | high(c >> 4, b))
-}
 
 /// Eight bytes, twice each, as 16 bits.
 #[inline]
@@ -68,18 +59,3 @@ fn products<const N: usize>(block: &BlockQ4K, x: [(&[i8; 256], &[i16; 16]); N]) 
 }
 
 block_dots!("avx2,fma,f16c", BlockQ4K, products, 1.0, Some(|block| block.dmin));
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use ds4_quant::scale_min;
-
-    #[test]
-    fn scales_agree_with_the_reference() {
-        let packed: [u8; 12] = std::array::from_fn(|i| (i * 89 + 7) as u8);
-        let (scales, mins) = scales_mins(&packed);
-        for g in 0..8 {
-            assert_eq!((scales.to_le_bytes()[g], mins.to_le_bytes()[g]), scale_min(&packed, g));
-        }
-    }
-}

@@ -2,7 +2,7 @@
 //! eighth (Q4_K) to two (IQ2_XXS) and a bit more (Q8_0, as two planes of nibbles).
 
 use super::{iq2_xxs, load as load_bytes, q4_k, store, zero};
-use crate::kernels::row::ask_second_cache;
+use crate::kernels::prefetch::ask_second_cache;
 use crate::kernels::tile::{
     self, Form, IQ2_MIDDLE, Packed, Packed32, Planes, Step, columns, instructions, lay_outs,
 };
@@ -10,6 +10,9 @@ use crate::kernels::{Columns, Target};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+
+/// Makes weights of Q8_0 unsigned.
+const Q8_MIDDLE: u8 = 128;
 
 instructions! {
     "avx2,fma,f16c",

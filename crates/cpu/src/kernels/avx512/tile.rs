@@ -1,7 +1,7 @@
 //! 32 weight rows, 16 in a vector, with many activation rows. What lays out and the plain instructions are those of VNNI, too.
 
 use crate::kernels::avx2::{iq2_xxs, q4_k};
-use crate::kernels::row::ask_second_cache;
+use crate::kernels::prefetch::ask_second_cache;
 use crate::kernels::tile::{
     self, Form, IQ2_MIDDLE, Packed, Packed32, Planes, Step, columns, instructions, lay_outs,
 };
@@ -9,6 +9,9 @@ use crate::kernels::{Columns, ROWS, Target};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+
+/// Makes weights of Q8_0 unsigned.
+pub(in crate::kernels) const Q8_MIDDLE: u8 = 128;
 
 instructions! {
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq",

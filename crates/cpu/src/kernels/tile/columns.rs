@@ -188,7 +188,7 @@ macro_rules! columns {
                 let mut int = [[zero(); N]; 2];
                 for c in 0..N {
                     x[c] = &rows[c].q.as_chunks().0[b];
-                    let offset = splat(offsets[c][b]);
+                    let offset = if Q8_MIDDLE == 0 { zero() } else { splat(offsets[c][b]) };
                     (int[0][c], int[1][c]) = (offset, offset);
                 }
                 for plane in 0..PLANES {

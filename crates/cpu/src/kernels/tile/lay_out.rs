@@ -4,7 +4,8 @@
 ///
 /// In scope must be, besides plain instructions on whole vectors:
 /// * `words_of_rows(at)`: words 0 to 15 of all rows, `at` giving the 64 bytes of one;
-/// * `words_of_halves(at)`: the same, of twice 32 bytes.
+/// * `words_of_halves(at)`: the same, of twice 32 bytes;
+/// * `Q8_MIDDLE`: what makes weights of Q8_0 unsigned, 128, or 0 where they are multiplied as signed bytes.
 macro_rules! lay_outs {
     ($features:literal, $lanes:literal, $vector:ty) => {
         /// Lays out all blocks of Q8_0, two blocks of each row at a time.
@@ -16,7 +17,7 @@ macro_rules! lay_outs {
         ) {
             packed.room(bytes);
             let (row, behind) = (bytes.len() / $lanes, bytes.len());
-            let (middle, nibble) = (splat_bytes(0x80), splat_bytes(15));
+            let (middle, nibble) = (splat_bytes(Q8_MIDDLE), splat_bytes(15));
             let mut rows: [&[BlockQ8_0]; $lanes] = [bytemuck::cast_slice(&bytes[..row]); $lanes];
             for r in 1..$lanes {
                 rows[r] = bytemuck::cast_slice(&bytes[r * row..(r + 1) * row]);
@@ -106,7 +107,7 @@ macro_rules! lay_outs {
             let (mut d, mut dmin) = ([[0; 2]; $lanes], [[0; 2]; $lanes]);
             let mut groups = [[[0; 32]; 2]; $lanes];
             for r in 0..$lanes {
-                let (scales, minima) = q4_k::scales_mins(&blocks[r].scales);
+                let (scales, minima) = tile::scales_mins(&blocks[r].scales);
                 let scales = if PAIRED { q4_k::twice(scales) } else { q4_k::words(scales) };
                 groups[r] = [bytemuck::cast(scales), bytemuck::cast(q4_k::twice(minima))];
                 (d[r], dmin[r]) = (blocks[r].d, blocks[r].dmin);

@@ -15,20 +15,18 @@ mod lay_out;
 pub(super) use columns::columns;
 pub(super) use lay_out::lay_outs;
 
-use super::row::ask_second_cache;
+use super::prefetch::ask_second_cache;
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0};
 
 /// Functions of single instructions, so that levels have the same names for them.
 macro_rules! instructions {
     (
         $features:literal,
-        $($name:ident $(<const $n:ident: $number:ty>)? ($($arg:ident: $ty:ty),*) -> $out:ty { $body:expr })*
+        $($name:ident $(<const $n:ident: $number:ty>)? ($($arg:ident: $ty:ty),*) -> $out:ty $body:block)*
     ) => {$(
         #[inline]
         #[target_feature(enable = $features)]
-        pub(in crate::kernels) fn $name $(<const $n: $number>)? ($($arg: $ty),*) -> $out {
-            $body
-        }
+        pub(in crate::kernels) fn $name $(<const $n: $number>)? ($($arg: $ty),*) -> $out $body
     )*};
 }
 pub(super) use instructions;
@@ -181,3 +179,28 @@ pub(super) static BOTH_HALVES: [[u8; 16]; 4] = [
     in_words([2, 128, 2, 128]),
     in_words([3, 128, 3, 128]),
 ];
+
+/// The eight scales and the eight minima of a block of Q4_K.
+#[inline]
+pub(super) fn scales_mins(p: &[u8; 12]) -> (u64, u64) {
+    let [a, b, c] = *p.as_chunks::<4>().0 else { return (0, 0) };
+    let [a, b, c] = [a, b, c].map(u32::from_le_bytes);
+    let six = 0x3f3f_3f3f;
+    let high = |low: u32, top: u32| u64::from((low & 0x0f0f_0f0f) | ((top >> 6 & 0x0303_0303) << 4)) << 32;
+    (u64::from(a & six) | high(c, a), u64::from(b & six) | high(c >> 4, b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ds4_quant::scale_min;
+
+    #[test]
+    fn scales_agree_with_the_reference() {
+        let packed: [u8; 12] = std::array::from_fn(|i| (i * 89 + 7) as u8);
+        let (scales, mins) = scales_mins(&packed);
+        for g in 0..8 {
+            assert_eq!((scales.to_le_bytes()[g], mins.to_le_bytes()[g]), scale_min(&packed, g));
+        }
+    }
+}

@@ -13,7 +13,8 @@ mod q8_0;
 mod tile;
 
 use super::avx512::tile::{load_bytes as load, zero};
-use super::row::{add_blocks, block_dots, four_halves, prefetch, q8_0_dots, scales_from, total};
+use super::prefetch::prefetch;
+use super::row::{add_blocks, block_dots, four_halves, q8_0_dots, scales_from, total};
 use super::{Columns, Kernels, Level, ManyRows, ROWS, Target, avx512, tiles};
 use std::arch::x86_64::*;
 

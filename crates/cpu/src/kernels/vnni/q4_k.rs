@@ -1,7 +1,8 @@
 //! Q4_K, one row, 144 bytes a block.
 
 use super::*;
-use crate::kernels::avx2::q4_k::{scales_mins, twice};
+use crate::kernels::avx2::q4_k::twice;
+use crate::kernels::tile::scales_mins;
 use ds4_quant::BlockQ4K;
 use ds4_quant::act::Act256;
 

@@ -1,0 +1,105 @@
+//! 64-bit Arm: NEON, which every such CPU has, without and with dot products of bytes.
+//!
+//! Integer formats are multiplied as signed bytes. A format has a kernel for one row ([`row`]) and one for many activation rows
+//! ([`super::tile`]), which give the same bits; both are made for a level from what adds products of bytes in fours.
+#![allow(unsafe_code)]
+
+mod dot;
+mod plain;
+mod row;
+mod tile;
+
+use super::float::float_kernels;
+use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
+use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, f16_to_f32};
+use std::arch::aarch64::*;
+
+/// Weight rows of a tile: two vectors.
+const TILE_ROWS: usize = 8;
+
+pub(super) const NEON: Kernels = Kernels {
+    level: Level::Neon,
+    // SAFETY: NEON is part of the architecture; so below.
+    f32: |row, x, out| unsafe { f32_dots(row, x, out) },
+    f16: |row, x, out| unsafe { f16_dots(row, x, out) },
+    f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    q8_0: |row, x, out| unsafe { plain::q8_0_dots(row, x, out) },
+    q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::q8_0(rows, x, out) }),
+    q2_k: |row, x, out| unsafe { plain::block_dots::<BlockQ2K>(row, x, out) },
+    q2_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::q2_k(rows, x, out) }),
+    q4_k: |row, x, out| unsafe { plain::block_dots::<BlockQ4K>(row, x, out) },
+    q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::q4_k(rows, x, out) }),
+    iq2_xxs: |row, x, out| unsafe { plain::block_dots::<BlockIq2Xxs>(row, x, out) },
+    iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::iq2_xxs(rows, x, out) }),
+    dot: |a, b| unsafe { dot(a, b) },
+    scores: |q, tile, out| unsafe { scores(q, tile, out) },
+    weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
+    index_scores: |query, keys, scores| unsafe { plain::index_scores(query, keys, scores) },
+};
+
+pub(super) const NEON_DOT: Kernels = Kernels {
+    level: Level::NeonDot,
+    // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the feature; so below.
+    q8_0: |row, x, out| unsafe { dot::q8_0_dots(row, x, out) },
+    q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::q8_0(rows, x, out) }),
+    q2_k: |row, x, out| unsafe { dot::block_dots::<BlockQ2K>(row, x, out) },
+    q2_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::q2_k(rows, x, out) }),
+    q4_k: |row, x, out| unsafe { dot::block_dots::<BlockQ4K>(row, x, out) },
+    q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::q4_k(rows, x, out) }),
+    iq2_xxs: |row, x, out| unsafe { dot::block_dots::<BlockIq2Xxs>(row, x, out) },
+    iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::iq2_xxs(rows, x, out) }),
+    index_scores: |query, keys, scores| unsafe { dot::index_scores(query, keys, scores) },
+    ..NEON
+};
+
+#[inline(always)]
+fn zero_f32() -> float32x4_t {
+    // SAFETY: NEON is part of the architecture.
+    unsafe { vdupq_n_f32(0.0) }
+}
+
+#[inline(always)]
+fn sum(v: float32x4_t) -> f32 {
+    // SAFETY: NEON is part of the architecture.
+    unsafe { vaddvq_f32(v) }
+}
+
+#[inline(always)]
+fn load(x: &[f32], at: usize) -> float32x4_t {
+    let x = &x[at..at + 4];
+    // SAFETY: `x` has 4 values.
+    unsafe { vld1q_f32(x.as_ptr()) }
+}
+
+#[inline(always)]
+fn store(x: &mut [f32], at: usize, v: float32x4_t) {
+    let x = &mut x[at..at + 4];
+    // SAFETY: `x` has 4 values.
+    unsafe { vst1q_f32(x.as_mut_ptr(), v) }
+}
+
+#[inline(always)]
+fn half_at(row: &[u8], i: usize) -> float32x4_t {
+    let h = row[2 * i..2 * i + 8].as_chunks::<2>().0;
+    load(&[f16_to_f32(h[0]), f16_to_f32(h[1]), f16_to_f32(h[2]), f16_to_f32(h[3])], 0)
+}
+
+#[inline(always)]
+fn splat(v: f32) -> float32x4_t {
+    // SAFETY: NEON is part of the architecture.
+    unsafe { vdupq_n_f32(v) }
+}
+
+#[inline(always)]
+fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the architecture.
+    unsafe { vfmaq_f32(c, a, b) }
+}
+
+#[inline(always)]
+fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: NEON is part of the architecture.
+    unsafe { vaddq_f32(a, b) }
+}
+
+float_kernels!("neon", 4, float32x4_t, 2 x 4, zero_f32, load, half_at, store, splat, fma, add, sum);

@@ -1,0 +1,50 @@
+//! Asking for memory ahead of its use. It reads nothing that the program could see, and an address that is not there is ignored.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "aarch64")]
+use std::arch::asm;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+
+/// Bytes that a thread asks for ahead of their use.
+const AHEAD: usize = 4096;
+
+/// Asks for as many bytes as some blocks have, [`AHEAD`] of them: the hardware's prefetchers stop at the ends of pages, and a row of an
+/// expert is shorter than one.
+#[inline]
+pub(super) fn prefetch<B>(blocks: &[B]) {
+    let first = blocks.as_ptr().cast::<u8>();
+    for at in (0..size_of_val(blocks)).step_by(64) {
+        ask_first_cache(first.wrapping_add(AHEAD + at));
+    }
+}
+
+/// Asks for the line of an address.
+#[inline]
+fn ask_first_cache(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch has no effect that the program could see, whatever the address.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        asm!("prfm pldl1keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
+    }
+}
+
+/// Asks for the line of an address, as far as the second cache.
+#[inline]
+pub(super) fn ask_second_cache(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(line.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        asm!("prfm pldl2keep, [{}]", in(reg) line, options(readonly, nostack, preserves_flags));
+    }
+}
