@@ -1,23 +1,23 @@
-//! IQ2_XXS by VBMI, 16 rows at a time, a lane a row from the start: the codes of 16 rows are turned to columns, and unpacked by 14
+//! IQ2_XXS by VBMI, 16 rows at a time, a lane a row from the start: the codes of 16 rows are turned to columns, and unpacked by ten
 //! instructions for eight weights of each, without a load from a table. A code stands for eight fields of two bits, the table of codes is
-//! eight registers, and one instruction moves each field to a byte of its own. Few columns meet the weights at once, many meet what was
-//! laid out.
+//! eight registers, and one instruction moves each field to a byte of its own, as one picks the bits of four signs. Few columns meet the
+//! weights at once, many meet what was laid out.
 
 use super::tile::{multiply, put, spread};
 use super::*;
-use crate::kernels::avx512::tile::{floats, halves, lay_out_groups, scales_of, shuffle, store, words_of};
-use crate::kernels::tile::{EVERYWHERE, IQ2_MIDDLE, PAIRS, Packed, Steps, blocks};
+use crate::kernels::avx512::tile::{floats, halves, lay_out_groups, scales_of, store, words_of};
+use crate::kernels::tile::{IQ2_MIDDLE, Packed, Steps, blocks};
 use ds4_quant::{BlockIq2Xxs, IQ2XXS_GRID, iq2_signs};
 
-/// The grid, a magnitude in two bits: 0, 1, 2 for 8, 25, 43.
-static GRID: [[u16; 32]; 8] = {
-    let mut grid = [[0; 32]; 8];
+/// The grid, a magnitude in two bits (0, 1, 2 for 8, 25, 43): of every code the byte of its first four, then the byte of the others.
+static GRID: [[u8; 256]; 2] = {
+    let mut grid = [[0; 256]; 2];
     let mut code = 0;
     while code < 256 {
         let mut k = 0;
         while k < 8 {
-            let level = IQ2XXS_GRID[code][k] as u16 / 20;
-            grid[code / 32][code % 32] |= level << (2 * k);
+            let level = IQ2XXS_GRID[code][k] / 20;
+            grid[k / 4][code] |= level << (2 * (k % 4));
             k += 1;
         }
         code += 1;
@@ -25,22 +25,21 @@ static GRID: [[u16; 32]; 8] = {
     grid
 };
 
-/// The grid's entries, of 16 bits, of codes of 16 bits.
+/// The grid's bytes of 64 codes.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn look_up(codes: __m512i) -> __m512i {
-    let bit6 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(64));
-    let bit7 = _mm512_test_epi16_mask(codes, _mm512_set1_epi16(128));
-    let pair = |i: usize| _mm512_permutex2var_epi16(grid(2 * i), codes, grid(2 * i + 1));
-    let low = _mm512_mask_blend_epi16(bit6, pair(0), pair(1));
-    let high = _mm512_mask_blend_epi16(bit6, pair(2), pair(3));
-    _mm512_mask_blend_epi16(bit7, low, high)
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn grid(i: usize) -> __m512i {
-    load(bytemuck::cast_ref(&GRID[i]))
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
+)]
+fn look_up(codes: __m512i) -> [__m512i; 2] {
+    let upper = _mm512_movepi8_mask(codes);
+    let mut out = [codes; 2];
+    for (out, grid) in out.iter_mut().zip(&GRID) {
+        let quarters = grid.as_chunks::<64>().0;
+        let low = _mm512_permutex2var_epi8(load(&quarters[0]), codes, load(&quarters[1]));
+        let high = _mm512_permutex2var_epi8(load(&quarters[2]), codes, load(&quarters[3]));
+        *out = _mm512_mask_blend_epi8(upper, low, high);
+    }
+    out
 }
 
 /// The eight sign bits of seven.
@@ -54,9 +53,20 @@ static EIGHTS: [u8; 128] = {
     eights
 };
 
-/// Places of the four fields of a half entry of every word.
+/// Places of the four fields of a byte of the grid, of every word's code `v`.
 static FIELDS: [i64; 4] =
     [places([0, 2, 4, 6]), places([8, 10, 12, 14]), places([16, 18, 20, 22]), places([24, 26, 28, 30])];
+
+/// Places of four signs of every word, of its eight fours.
+static SIGNS: [i64; 8] = {
+    let (mut signs, mut k) = ([0; 8], 0);
+    while k < 8 {
+        let first = 4 * k as u8;
+        signs[k] = places([first, first + 1, first + 2, first + 3]);
+        k += 1;
+    }
+    signs
+};
 
 /// Places in eight bytes, of which `at` gives four for the word `i`.
 const fn places(at: [u8; 4]) -> i64 {
@@ -66,7 +76,9 @@ const fn places(at: [u8; 4]) -> i64 {
 
 /// The eight sign bits of a group's four codes, a byte each.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
+)]
 fn signs_of(aux: __m512i) -> __m512i {
     let (low, high) = (&EIGHTS.as_chunks::<64>().0[0], &EIGHTS.as_chunks::<64>().0[1]);
     let sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places([0, 7, 14, 21])), aux);
@@ -75,33 +87,28 @@ fn signs_of(aux: __m512i) -> __m512i {
 
 /// A lane is a row from the start: the codes of 16 rows are turned to columns before they are unpacked.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
+)]
 fn lay_out(Steps(q): &mut Steps<ROWS>, words: &[__m512i; 16]) {
     let plus = _mm512_set1_epi32(i32::from_le_bytes([IQ2_MIDDLE + 8, IQ2_MIDDLE + 25, IQ2_MIDDLE + 43, 0]));
     let minus = _mm512_set1_epi32(i32::from_le_bytes([IQ2_MIDDLE - 8, IQ2_MIDDLE - 25, IQ2_MIDDLE - 43, 0]));
     for (g, q) in q.iter_mut().enumerate() {
-        let (codes, aux) = (words[2 * g], words[2 * g + 1]);
-        let signs = signs_of(aux);
-        for (two, q) in q.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            // Two codes of each row, in a half of a word each.
-            let entries = look_up(shuffle(codes, &PAIRS[two]));
-            for (k, q) in q.iter_mut().enumerate() {
-                let (code, half) = (k / 2, k % 2);
-                let at = _mm512_set1_epi64(FIELDS[k]);
-                let fields = _mm512_multishift_epi64_epi8(at, entries);
-                let sign = shuffle(signs, &EVERYWHERE[2 * two + code]);
-                let bits = _mm512_set1_epi32(0x0804_0201 << (4 * half));
-                let negative = _mm512_test_epi8_mask(sign, bits);
-                let bytes = _mm512_permutexvar_epi8(fields, plus);
-                store(_mm512_mask_permutexvar_epi8(bytes, negative, fields, minus), q);
-            }
+        let (entries, signs) = (look_up(words[2 * g]), signs_of(words[2 * g + 1]));
+        for (k, q) in q.iter_mut().enumerate() {
+            let fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(FIELDS[k / 2]), entries[k % 2]);
+            let negative = _mm512_bitshuffle_epi64_mask(signs, _mm512_set1_epi64(SIGNS[k]));
+            let bytes = _mm512_permutexvar_epi8(fields, plus);
+            store(_mm512_mask_permutexvar_epi8(bytes, negative, fields, minus), q);
         }
     }
 }
 
 /// 16 weight rows with N columns: what [`lay_out`] makes meets the activations at once. Magnitudes are unsigned,
 /// so the signs go to the activations.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
+)]
 fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     let (zero, magnitudes) = (_mm512_setzero_si512(), _mm512_set1_epi32(0x002b_1908));
     let mut columns = [x.act256(0); N];
@@ -114,22 +121,17 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
         let words = words_of(&blocks);
         let mut int = [zero; N];
         for g in 0..8 {
-            let (codes, aux) = (words[2 * g], words[2 * g + 1]);
-            let signs = signs_of(aux);
+            let aux = words[2 * g + 1];
+            let (entries, signs) = (look_up(words[2 * g]), signs_of(aux));
             let mut part = [zero; N];
-            for two in 0..2 {
-                let entries = look_up(shuffle(codes, &PAIRS[two]));
-                for k in 0..4 {
-                    let fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(FIELDS[k]), entries);
-                    let sign = shuffle(signs, &EVERYWHERE[2 * two + k / 2]);
-                    let negative =
-                        _mm512_test_epi8_mask(sign, _mm512_set1_epi32(0x0804_0201 << (4 * (k % 2))));
-                    let levels = _mm512_permutexvar_epi8(fields, magnitudes);
-                    for c in 0..N {
-                        let x = spread::<256>(&columns[c].q.as_chunks().0[b], 8 * g + 4 * two + k);
-                        let x = _mm512_mask_sub_epi8(x, negative, zero, x);
-                        part[c] = _mm512_dpbusd_epi32(part[c], levels, x);
-                    }
+            for k in 0..8 {
+                let fields = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(FIELDS[k / 2]), entries[k % 2]);
+                let negative = _mm512_bitshuffle_epi64_mask(signs, _mm512_set1_epi64(SIGNS[k]));
+                let levels = _mm512_permutexvar_epi8(fields, magnitudes);
+                for c in 0..N {
+                    let x = spread::<256>(&columns[c].q.as_chunks().0[b], 8 * g + k);
+                    let x = _mm512_mask_sub_epi8(x, negative, zero, x);
+                    part[c] = _mm512_dpbusd_epi32(part[c], levels, x);
                 }
             }
             let scales = scales_of(aux);
@@ -151,7 +153,9 @@ fn few<const N: usize>(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
 }
 
 /// 32 weight rows with any columns.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
+)]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     let (low, high) = rows.split_at(rows.len() / 2);
     match x.index.len() {
