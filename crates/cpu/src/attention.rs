@@ -57,14 +57,11 @@ impl Query<'_> {
             for first in (0..self.rows).step_by(TILE) {
                 let n = TILE.min(self.rows - first);
                 for (i, row) in rows.chunks_exact_mut(stride).enumerate().take(n) {
-                    self.codec.load_row((self.row)(first + i), &mut row[..d]);
+                    (self.kernels.load_row)(self.codec, (self.row)(first + i), &mut row[..d]);
                 }
                 let tile = Tile { rows, n, width: d, stride };
                 (self.kernels.scores)(q, &tile, scores);
-                let heads = scores.chunks_exact_mut(TILE).zip(out.chunks_exact_mut(d));
-                for ((scores, out), (max, sum)) in heads.zip(max.iter_mut().zip(&mut *sum)) {
-                    to_weights(&mut scores[..n], scale, max, sum, out);
-                }
+                (self.kernels.softmax)(scores, &tile, scale, (&mut *max, &mut *sum), out);
                 (self.kernels.weigh)(scores, &tile, out);
             }
             for (out, sum) in out.chunks_exact_mut(d).zip(sum) {
@@ -72,22 +69,6 @@ impl Query<'_> {
                 out.iter_mut().for_each(|o| *o *= inv);
             }
         });
-    }
-}
-
-/// Turns a head's dot products to weights; what was added up before is made smaller where a larger score came.
-fn to_weights(scores: &mut [f32], scale: f32, max: &mut f32, sum: &mut f32, out: &mut [f32]) {
-    scores.iter_mut().for_each(|s| *s *= scale);
-    let largest = scores.iter().fold(*max, |m, s| m.max(*s));
-    if largest > *max {
-        let shrink = (*max - largest).exp();
-        *sum *= shrink;
-        out.iter_mut().for_each(|o| *o *= shrink);
-        *max = largest;
-    }
-    for s in scores {
-        *s = (*s - largest).exp();
-        *sum += *s;
     }
 }
 

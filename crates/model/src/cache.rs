@@ -80,7 +80,8 @@ impl RowCodec {
         }
     }
 
-    /// Reads a stored KV row.
+    /// Reads a stored KV row. Part of the caller, so that it is compiled for its registers.
+    #[inline(always)]
     pub fn load_row(&self, bytes: &[u8], row: &mut [f32]) {
         if self.format != KvFormat::Packed {
             return load_f32(bytes, row);

@@ -16,6 +16,7 @@ use super::float::float_kernels;
 use super::prefetch::prefetch;
 use super::row::{add_blocks, block_dots, four_halves, q8_0_dots, scales_from, total};
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
+use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
 
@@ -52,6 +53,10 @@ pub(super) const KERNELS: Kernels = Kernels {
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     // SAFETY: as above.
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
+    // SAFETY: as above.
+    softmax: |scores, tile, scale, state, out| unsafe { softmax(scores, tile, scale, state, out) },
+    // SAFETY: as above.
+    load_row: |codec, bytes, row| unsafe { load_row(codec, bytes, row) },
     // SAFETY: as above.
     index_scores: |query, keys, scores| unsafe { index::scores(query, keys, scores) },
 };

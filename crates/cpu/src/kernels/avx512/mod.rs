@@ -6,6 +6,7 @@ pub(super) mod tile;
 
 use super::float::float_kernels;
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, avx2, tiles};
+use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
 
@@ -34,6 +35,10 @@ pub(super) const KERNELS: Kernels = Kernels {
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     // SAFETY: as above.
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
+    // SAFETY: as above.
+    softmax: |scores, tile, scale, state, out| unsafe { softmax(scores, tile, scale, state, out) },
+    // SAFETY: as above.
+    load_row: |codec, bytes, row| unsafe { load_row(codec, bytes, row) },
     ..avx2::KERNELS
 };
 

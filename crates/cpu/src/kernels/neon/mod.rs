@@ -11,6 +11,7 @@ mod tile;
 
 use super::float::float_kernels;
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
+use ds4_model::cache::RowCodec;
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, f16_to_f32};
 use std::arch::aarch64::*;
 
@@ -34,6 +35,8 @@ pub(super) const NEON: Kernels = Kernels {
     dot: |a, b| unsafe { dot(a, b) },
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
+    softmax: |scores, tile, scale, state, out| unsafe { softmax(scores, tile, scale, state, out) },
+    load_row: |codec, bytes, row| unsafe { load_row(codec, bytes, row) },
     index_scores: |query, keys, scores| unsafe { plain::index_scores(query, keys, scores) },
 };
 
