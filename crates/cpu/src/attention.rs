@@ -32,6 +32,9 @@ fn rotate_with(x: &mut [f32], angles: &[(f32, f32)], inverse: bool) {
 /// Distance of decoded rows less their width: rows of a power of two would meet in few sets of the first cache.
 const APART: usize = 16;
 
+/// Fewest heads that a task decodes rows for: decoding one costs what two heads' products with it do.
+const LEAST_HEADS: usize = 4;
+
 /// Everything the heads of one query share.
 struct Query<'a> {
     kernels: &'a Kernels,
@@ -133,8 +136,8 @@ impl Cpu {
         let (heads, d, width) = (self.shape.heads, self.shape.head_dim, q.width);
         let (kernels, rope) = (&self.kernels, &self.rope);
         // A group of heads shares the decoding of rows; with few rows in the pass, groups are small so that
-        // every thread has work.
-        let group = (plan.len() * heads).div_ceil(4 * self.threads).clamp(1, heads);
+        // every thread has work, but not so small that each decodes more than it multiplies.
+        let group = (plan.len() * heads).div_ceil(2 * self.threads).clamp(LEAST_HEADS.min(heads), heads);
         let groups = heads.div_ceil(group);
         let start = |i: usize| i / groups * width + (i % groups * group).min(heads) * d;
         let out = out.take(plan.len());

@@ -41,3 +41,13 @@ fn sum(memory: &[u64]) -> [u64; 32] {
     }
     sums
 }
+
+#[cfg(test)]
+mod tests {
+    /// A hundred times less than the slowest machine gives would be a mistake, and so would a hundred times more than the fastest.
+    #[test]
+    fn memory_is_read_at_a_sane_rate() {
+        let rate = super::read_bandwidth(2);
+        assert!((1e7..1e14).contains(&rate), "{rate} bytes a second");
+    }
+}

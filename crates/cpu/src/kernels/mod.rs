@@ -12,6 +12,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod float;
 pub mod index;
 #[cfg(target_arch = "aarch64")]
@@ -215,6 +217,8 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-VNNI (Intel without AVX-512 since Alder Lake).
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL and DQ.
     Avx512,
     /// The same with VNNI (Cascade Lake and later).
@@ -236,12 +240,14 @@ impl Level {
             let avx2 = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
                 && is_x86_feature_detected!("f16c");
+            let avx_vnni = avx2 && is_x86_feature_detected!("avxvnni");
             let avx512 = avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq");
             levels.extend(avx2.then_some(Level::Avx2));
+            levels.extend(avx_vnni.then_some(Level::AvxVnni));
             levels.extend(avx512.then_some(Level::Avx512));
             let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
             levels.extend(vnni.then_some(Level::Vnni));
@@ -314,6 +320,8 @@ impl Kernels {
             Level::Scalar => scalar::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => avx_vnni::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]

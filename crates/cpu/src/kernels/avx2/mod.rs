@@ -10,7 +10,7 @@ pub(super) mod iq2_xxs;
 mod q2_k;
 pub(super) mod q4_k;
 pub(super) mod q8_0;
-mod tile;
+pub(super) mod tile;
 
 use super::float::float_kernels;
 use super::prefetch::prefetch;
@@ -21,7 +21,7 @@ use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
 
 /// Weight rows of a tile: two vectors.
-const TILE_ROWS: usize = 16;
+pub(super) const TILE_ROWS: usize = 16;
 
 pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Avx2,
@@ -64,7 +64,7 @@ pub(super) const KERNELS: Kernels = Kernels {
 /// 32 bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn load(bytes: &[u8; 32]) -> __m256i {
+pub(super) fn load(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: there are 32 bytes; the load needs no alignment.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
@@ -79,7 +79,7 @@ fn store<T: bytemuck::Pod>(v: __m256i, to: &mut T) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn zero() -> __m256i {
+pub(super) fn zero() -> __m256i {
     _mm256_setzero_si256()
 }
 

@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 /// Makes weights of Q8_0 unsigned.
-const Q8_MIDDLE: u8 = 128;
+pub(in crate::kernels) const Q8_MIDDLE: u8 = 128;
 
 instructions! {
     "avx2,fma,f16c",
