@@ -60,11 +60,11 @@ impl Query<'_> {
             for first in (0..self.rows).step_by(TILE) {
                 let n = TILE.min(self.rows - first);
                 for (i, row) in rows.chunks_exact_mut(stride).enumerate().take(n) {
-                    (self.kernels.load_row)(self.codec, (self.row)(first + i), &mut row[..d]);
+                    (self.kernels.small.load_row)(self.codec, (self.row)(first + i), &mut row[..d]);
                 }
                 let tile = Tile { rows, n, width: d, stride };
                 (self.kernels.scores)(q, &tile, scores);
-                (self.kernels.softmax)(scores, &tile, scale, (&mut *max, &mut *sum), out);
+                (self.kernels.small.softmax)(scores, &tile, scale, (&mut *max, &mut *sum), out);
                 (self.kernels.weigh)(scores, &tile, out);
             }
             for (out, sum) in out.chunks_exact_mut(d).zip(sum) {

@@ -110,12 +110,6 @@ fn down(ffn: &FeedForward<Cpu>, group: Group) -> (&Matrix, usize) {
     }
 }
 
-/// `silu(min(g, clamp)) * clip(u, -clamp, clamp)`.
-fn swiglu(gate: f32, up: f32, clamp: f32) -> f32 {
-    let g = gate.min(clamp);
-    g / (1.0 + (-g).exp()) * up.clamp(-clamp, clamp)
-}
-
 fn softplus(z: f32) -> f32 {
     if z > 20.0 { z } else { z.exp().ln_1p() }
 }
@@ -194,7 +188,7 @@ impl Cpu {
             Some(g) => g.first * width + (i % of_group * block).min(width) * g.len,
             None => total * width,
         };
-        let panel = &self.panel;
+        let (panel, kernels) = (&self.panel, &self.kernels);
         let products = &mut self.products;
         products.resize((total * width).max(products.len()), 0.0);
         pieces(0..pairs.groups.len() * of_group, &mut products[..total * width], &start, &|i, out| {
@@ -206,7 +200,7 @@ impl Cpu {
             gate.multiply(gate_row + first, &columns(gate), out);
             with_scratch(out.len(), |ups| {
                 up.multiply(up_row + first, &columns(up), ups);
-                out.iter_mut().zip(ups).for_each(|(g, u)| *g = swiglu(*g, *u, ffn.clamp));
+                (kernels.small.swiglu)(out, ups, ffn.clamp);
             });
         });
         let rows = self.hidden.take(total).par_chunks_mut(width).enumerate();

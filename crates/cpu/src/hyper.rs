@@ -24,16 +24,6 @@ fn sigmoid(z: f32) -> f32 {
     1.0 / (1.0 + (-z).exp())
 }
 
-/// `out[k] = sum_i weights[i] * streams[i][k]`.
-fn mix_streams(weights: &[f32], streams: &[f32], out: &mut [f32]) {
-    out.fill(0.0);
-    for (w, stream) in weights.iter().zip(streams.chunks_exact(out.len())) {
-        for (o, s) in out.iter_mut().zip(stream) {
-            *o += w * s;
-        }
-    }
-}
-
 /// Turns the raw mixing matrix `c [n, n]` (source, destination) doubly stochastic: softmax over
 /// destinations, then alternating normalisations, columns first.
 fn sinkhorn(c: &mut [f32], n: usize, iterations: usize, eps: f32) {
@@ -89,6 +79,7 @@ impl Cpu {
         let (norm_eps, eps) = (s.norm_eps, s.hc_eps);
         let mut control = std::mem::take(&mut self.control);
         self.project_step(streams, &mut [(&hc.mix, &mut control)]);
+        let kernels = &self.kernels;
         let rows = x.take(streams.n).par_chunks_mut(d).zip(mix.take(streams.n).par_chunks_mut(n + n * n));
         let rows = rows.zip(streams.used().par_chunks(width)).zip(control.used().par_chunks(control.width));
         rows.for_each(|(((x, mix), streams), m)| {
@@ -99,7 +90,7 @@ impl Cpu {
             for (i, p) in pre.iter_mut().enumerate().take(n) {
                 *p = sigmoid(value(i, 0)) + eps;
             }
-            mix_streams(&pre[..n], streams, x);
+            (kernels.small.mix)(&pre[..n], streams, x);
             let scale = rms_scale(x, norm_eps);
             x.iter_mut().zip(norm).for_each(|(x, w)| *x = w * (*x * scale));
             let (post, comb) = mix.split_at_mut(n);
@@ -121,26 +112,8 @@ impl Cpu {
             .par_chunks_mut(n * d)
             .zip(y.used().par_chunks(d))
             .zip(mix.used().par_chunks(mix.width));
-        rows.for_each(|((streams, y), mix)| {
-            let (post, comb) = mix.split_at(n);
-            // All streams of a channel are replaced at once, so channels go block by block.
-            const BLOCK: usize = 64;
-            let mut old = [[0.0; BLOCK]; 16];
-            for k in (0..d).step_by(BLOCK) {
-                let len = BLOCK.min(d - k);
-                for i in 0..n {
-                    old[i][..len].copy_from_slice(&streams[i * d + k..i * d + k + len]);
-                }
-                for j in 0..n {
-                    let out = &mut streams[j * d + k..j * d + k + len];
-                    out.iter_mut().zip(&y[k..]).for_each(|(o, y)| *o = post[j] * y);
-                    for i in 0..n {
-                        let c = comb[i * n + j];
-                        out.iter_mut().zip(&old[i]).for_each(|(o, h)| *o += c * h);
-                    }
-                }
-            }
-        });
+        let join = self.kernels.small.join;
+        rows.for_each(|((streams, y), mix)| join(y, mix.split_at(n), streams));
     }
 
     pub(crate) fn hc_head_step(&mut self, head: &HeadMix<Cpu>, streams: &Rows, z: &mut Rows) {
@@ -149,6 +122,7 @@ impl Cpu {
         let (norm_eps, eps) = (s.norm_eps, s.hc_eps);
         let mut control = std::mem::take(&mut self.head_control);
         self.project_step(streams, &mut [(&head.mix, &mut control)]);
+        let kernels = &self.kernels;
         let rows = z.take(streams.n).par_chunks_mut(d).zip(streams.used().par_chunks(width));
         rows.zip(control.used().par_chunks(n)).for_each(|((z, streams), m)| {
             let r = rms_scale(streams, norm_eps);
@@ -156,7 +130,7 @@ impl Cpu {
             for i in 0..n {
                 pre[i] = sigmoid(m[i] * r * head.affine[0] + head.affine[1 + i]) + eps;
             }
-            mix_streams(&pre[..n], streams, z);
+            (kernels.small.mix)(&pre[..n], streams, z);
         });
         self.head_control = control;
     }

@@ -219,24 +219,6 @@ macro_rules! float_kernels {
             }
         }
 
-        /// [`super::Softmax`].
-        #[target_feature(enable = $features)]
-        pub(super) fn softmax(
-            scores: &mut [f32],
-            tile: &Tile<'_>,
-            scale: f32,
-            state: (&mut [f32], &mut [f32]),
-            out: &mut [f32],
-        ) {
-            super::softmax::softmax(scores, tile, scale, state, out);
-        }
-
-        /// [`super::LoadRow`].
-        #[target_feature(enable = $features)]
-        pub(super) fn load_row(codec: RowCodec, bytes: &[u8], row: &mut [f32]) {
-            codec.load_row(bytes, row);
-        }
-
         /// [`super::Weigh`]: some channels of all rows stay in the first cache while all heads weigh them.
         #[target_feature(enable = $features)]
         pub(super) fn weigh(weights: &[f32], tile: &Tile<'_>, out: &mut [f32]) {

@@ -23,16 +23,16 @@ mod prefetch;
 #[cfg(target_arch = "x86_64")]
 mod row;
 mod scalar;
-mod softmax;
+pub mod small;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
 use ds4_gguf::TensorType;
-use ds4_model::cache::RowCodec;
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{dequantize_row, is_supported};
+use small::Small;
 
 /// Multiplies a weight row with the activation rows of `x`; `out[j]` is the product with the `j`th.
 pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
@@ -101,14 +101,6 @@ impl<'a> Tile<'a> {
 
 /// Dot products of heads `q [heads, width]` with the rows of a tile, into `scores [heads, TILE]`.
 pub type Scores = fn(q: &[f32], tile: &Tile<'_>, scores: &mut [f32]);
-
-/// Turns scores `[heads, TILE]` of a tile, times a scale, to weights, relative to the largest score of each head so far (`max`); adds them up
-/// in `sum`, and makes sums and `out [heads, width]` smaller where a larger score came.
-pub type Softmax =
-    fn(scores: &mut [f32], tile: &Tile<'_>, scale: f32, state: (&mut [f32], &mut [f32]), out: &mut [f32]);
-
-/// Decodes a stored row.
-pub type LoadRow = fn(codec: RowCodec, bytes: &[u8], row: &mut [f32]);
 
 /// Adds to `out [heads, width]` the rows of a tile, weighted by `weights [heads, TILE]`, in order.
 pub type Weigh = fn(weights: &[f32], tile: &Tile<'_>, out: &mut [f32]);
@@ -300,12 +292,10 @@ pub struct Kernels {
     pub dot: fn(&[f32], &[f32]) -> f32,
     /// First half of attention.
     pub scores: Scores,
-    /// What is between its halves.
-    pub softmax: Softmax,
     /// Its second half.
     pub weigh: Weigh,
-    /// Decodes rows for it.
-    pub load_row: LoadRow,
+    /// Small steps.
+    pub small: Small,
     /// Scores of index keys.
     pub index_scores: index::IndexScores,
 }

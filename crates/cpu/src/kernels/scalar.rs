@@ -1,6 +1,6 @@
 //! Plain Rust: the reference of `ds4_quant`, wrapped as kernels.
 
-use super::{Columns, Kernels, Level, TILE, Tile, index, softmax};
+use super::{Columns, Kernels, Level, TILE, Tile, index, small};
 use ds4_gguf::TensorType;
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{dot_row, f16_to_f32};
@@ -20,9 +20,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     iq2_xxs_rows: None,
     dot: |a, b| a.iter().zip(b).map(|(a, b)| a * b).sum(),
     scores,
-    softmax: softmax::softmax,
     weigh,
-    load_row: |codec, bytes, row| codec.load_row(bytes, row),
+    small: small::PLAIN,
     index_scores: index::scores,
 };
 

@@ -15,6 +15,7 @@ pub(super) mod tile;
 use super::float::float_kernels;
 use super::prefetch::prefetch;
 use super::row::{add_blocks, block_dots, four_halves, q8_0_dots, scales_from, total};
+use super::small::{self, Heads, Mix, Small, small_kernels};
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
@@ -53,10 +54,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     // SAFETY: as above.
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
-    // SAFETY: as above.
-    softmax: |scores, tile, scale, state, out| unsafe { softmax(scores, tile, scale, state, out) },
-    // SAFETY: as above.
-    load_row: |codec, bytes, row| unsafe { load_row(codec, bytes, row) },
+    small: SMALL,
     // SAFETY: as above.
     index_scores: |query, keys, scores| unsafe { index::scores(query, keys, scores) },
 };
@@ -136,6 +134,8 @@ fn half_at(row: &[u8], i: usize) -> __m256 {
     // SAFETY: `row` has 16 bytes; the load needs no alignment.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(row.as_ptr().cast()) })
 }
+
+small_kernels!("avx2,fma,f16c");
 
 float_kernels!(
     "avx2,fma,f16c",

@@ -5,6 +5,7 @@
 pub(super) mod tile;
 
 use super::float::float_kernels;
+use super::small::{self, Heads, Mix, Small, small_kernels};
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, avx2, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
@@ -35,10 +36,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     // SAFETY: as above.
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
-    // SAFETY: as above.
-    softmax: |scores, tile, scale, state, out| unsafe { softmax(scores, tile, scale, state, out) },
-    // SAFETY: as above.
-    load_row: |codec, bytes, row| unsafe { load_row(codec, bytes, row) },
+    small: SMALL,
     ..avx2::KERNELS
 };
 
@@ -65,6 +63,8 @@ fn half_at(row: &[u8], i: usize) -> __m512 {
     // SAFETY: `row` has 32 bytes; the load needs no alignment.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(row.as_ptr().cast()) })
 }
+
+small_kernels!("avx512f,avx512bw,avx512vl,avx512dq");
 
 float_kernels!(
     "avx512f,avx512bw,avx512vl,avx512dq",

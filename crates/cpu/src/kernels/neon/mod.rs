@@ -10,6 +10,7 @@ mod row;
 mod tile;
 
 use super::float::float_kernels;
+use super::small::{self, Heads, Mix, Small, small_kernels};
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, f16_to_f32};
@@ -35,8 +36,7 @@ pub(super) const NEON: Kernels = Kernels {
     dot: |a, b| unsafe { dot(a, b) },
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
     weigh: |weights, tile, out| unsafe { weigh(weights, tile, out) },
-    softmax: |scores, tile, scale, state, out| unsafe { softmax(scores, tile, scale, state, out) },
-    load_row: |codec, bytes, row| unsafe { load_row(codec, bytes, row) },
+    small: SMALL,
     index_scores: |query, keys, scores| unsafe { plain::index_scores(query, keys, scores) },
 };
 
@@ -104,5 +104,7 @@ fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     // SAFETY: NEON is part of the architecture.
     unsafe { vaddq_f32(a, b) }
 }
+
+small_kernels!("neon");
 
 float_kernels!("neon", 4, float32x4_t, 2 x 4, zero_f32, load, half_at, store, splat, fma, add, sum);
