@@ -4,6 +4,7 @@
 use ds4_cpu::kernels::index::{BLOCK, BLOCKS, IndexQuery};
 use ds4_cpu::kernels::{Columns, Input, Kernels, Level, TILE, Tile};
 use ds4_gguf::TensorType;
+use ds4_model::cache::{KvFormat, RowCodec};
 use ds4_quant::act::{Act32, Act256, quantize_32, quantize_256};
 use ds4_quant::{dequantize_row, dot_f32, dot_row, fp4};
 use proptest::prelude::*;
@@ -234,6 +235,41 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Steps that are compiled for the registers of a level give the bits of those that are not.
+    #[test]
+    fn small_steps_agree(width in 1usize..200, heads in 1usize..8, n in 1usize..=TILE, seed: u64) {
+        let mut r = Random(seed);
+        let mut values = |n: usize| -> Vec<f32> { (0..n).map(|_| 8.0 * r.unit()).collect() };
+        let (rows, scores, state) = (values(TILE * width), values(heads * TILE), values(2 * heads));
+        let (gate, up, y) = (values(width), values(width), values(width));
+        let (streams, mix, out) = (values(4 * width), values(20), values(heads * width));
+        let head_dim = 64 + width;
+        let codec = RowCodec { format: KvFormat::Packed, head_dim, rotary: 16, index_dim: 32 };
+        let mut stored = vec![0; codec.row_bytes()];
+        codec.store_row(&mut values(head_dim), &mut stored);
+        let tile = Tile { rows: &rows, n, width, stride: width };
+        let steps = |level| {
+            let small = Kernels::new(level).small;
+            let (mut weights, mut out, mut state) = (scores.clone(), out.clone(), state.clone());
+            let (max, sum) = state.split_at_mut(heads);
+            (small.softmax)(&mut weights, &tile, 0.3, (max, sum), &mut out);
+            let mut row = vec![0.0; head_dim];
+            (small.load_row)(codec, &stored, &mut row);
+            let mut hidden = gate.clone();
+            (small.swiglu)(&mut hidden, &up, 5.0);
+            let mut mixed = vec![0.0; width];
+            (small.mix)(&mix[..4], &streams, &mut mixed);
+            let mut joined = streams.clone();
+            (small.join)(&y, mix.split_at(4), &mut joined);
+            let all = [weights, out, state, row, hidden, mixed, joined].concat();
+            all.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let want = steps(Level::Scalar);
+        for level in Level::available() {
+            prop_assert!(steps(level) == want, "{level:?}");
+        }
+    }
 
     /// Every level gives the bits of the scalar one, and these are near the product of the decoded values.
     #[test]
