@@ -1,4 +1,4 @@
-//! With dot products of four bytes (Armv8.2 and later; every Apple chip, every server since 2019).
+//! With dot products of four bytes (Armv8.2 and later: every Mac of that architecture, servers since Neoverse N1).
 
 use super::row::{Unpack, rows};
 use super::tile::*;

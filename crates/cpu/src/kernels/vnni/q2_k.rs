@@ -1,4 +1,6 @@
 //! Q2_K, one row, 84 bytes a block: planes of quants are multiplied in the order of the file.
+//!
+//! Measured: one thread of a Zen 4 takes 11 GiB/s of the 27 that it reads from memory, of a Zen 5 20 to 22 of 34 to 38.
 
 use super::*;
 use ds4_quant::BlockQ2K;
