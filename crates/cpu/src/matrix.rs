@@ -7,6 +7,7 @@ use crate::rows::Rows;
 use ds4_gguf::Tensor;
 use ds4_model::BackendError;
 use ds4_quant::dequantize_row;
+use rayon::prelude::*;
 
 /// A matrix `[out, input]`, left where the file is mapped.
 pub struct Matrix {
@@ -67,14 +68,17 @@ impl Experts {
     }
 }
 
+/// Weight rows that are enough for a thread, and activation rows that are.
+const LEAST_ROWS: usize = 2 * ROWS;
+const LEAST_COLUMNS: usize = 8;
+
 /// Matrix rows of one task, where `n` activation rows meet them: few enough that every thread gets several tasks, many enough that
 /// handing one out costs nothing and that the next rows are mostly the task's own. Many activation rows are to meet whole tiles, where
 /// there are enough for all threads.
 pub(crate) fn block_rows(total: usize, n: usize, threads: usize) -> usize {
-    const TILE: usize = 2 * ROWS;
-    let rows = (total / (4 * threads)).clamp(1, 4 * TILE);
-    let few = n < MANY || total < TILE * threads;
-    if rows < TILE && few { rows } else { rows.next_multiple_of(TILE) }
+    let rows = (total / (4 * threads)).clamp(1, 4 * LEAST_ROWS);
+    let few = n < MANY || total < LEAST_ROWS * threads;
+    if rows < LEAST_ROWS && few { rows } else { rows.next_multiple_of(LEAST_ROWS) }
 }
 
 impl Cpu {
@@ -83,6 +87,10 @@ impl Cpu {
         let n = x.n;
         self.panel.load(x.used(), x.width, jobs.iter().map(|(m, _)| m.product.input));
         let total: usize = jobs.iter().map(|(m, _)| m.out).sum();
+        if total < LEAST_ROWS * self.threads && n >= LEAST_COLUMNS * self.threads {
+            jobs.iter_mut().for_each(|(m, out)| self.project_columns(x, m, out));
+            return;
+        }
         let block = block_rows(total, n, self.threads);
         let tasks: usize = jobs.iter().map(|(m, _)| m.out.div_ceil(block)).sum();
         // Task i is a block of rows of one of the matrices.
@@ -117,6 +125,17 @@ impl Cpu {
             gather(mine, n, out.take_as(n, m.out), m.out, || blocks(0..m.out, block));
             rest = others;
         }
+    }
+
+    /// The same for a matrix of few rows with many of activations: a task is all of the matrix with some of these, which only it reads.
+    fn project_columns(&self, x: &Rows, m: &Matrix, out: &mut Rows) {
+        let n = x.n;
+        let columns = n.div_ceil(2 * self.threads).max(LEAST_COLUMNS);
+        let tasks = out.take_as(n, m.out).par_chunks_mut(columns * m.out);
+        tasks.zip(self.identity[..n].par_chunks(columns)).for_each(|(out, index)| {
+            let x = self.panel.columns(x.used(), m.product.input, (0, m.input), index);
+            m.multiply(0, &x, out);
+        });
     }
 
     /// Group `g` of the input meets rows `g * out/groups..` of `w`.
