@@ -158,9 +158,10 @@ fn encode(
     };
     for first in (0..matrix.rows).step_by(ROWS) {
         let last = (first + ROWS).min(matrix.rows);
-        let encoded: Result<Vec<_>, Error> = (first..last).into_par_iter().map(encode).collect();
-        for bytes in encoded? {
-            write(sink, &bytes)?;
+        // Of several rows that are wrong the first is named, whichever thread is the fastest.
+        let encoded: Vec<Result<Vec<u8>, Error>> = (first..last).into_par_iter().map(encode).collect();
+        for bytes in encoded {
+            write(sink, &bytes?)?;
         }
         step(((last - first) * matrix.width) as u64);
     }
