@@ -14,8 +14,7 @@ pub type Mix<'a> = (&'a [f32], &'a [f32]);
 #[derive(Clone, Copy, Debug)]
 pub struct Small {
     /// What is between the halves of attention: turns scores `[heads, TILE]` of a tile, times a scale, to weights, relative to the largest
-    /// score of each head so far; adds them up, and makes sums and `out [heads, width]` smaller where
-    /// a larger score came.
+    /// score of each head so far; adds them up, and makes sums and `out [heads, width]` smaller where a larger score came.
     pub softmax: fn(scores: &mut [f32], tile: &Tile<'_>, scale: f32, state: Heads<'_>, out: &mut [f32]),
     /// Decodes a stored row.
     pub load_row: fn(codec: RowCodec, bytes: &[u8], row: &mut [f32]),

@@ -4,15 +4,6 @@ use super::*;
 use crate::kernels::index::{self, IndexQuery};
 use ds4_quant::e8m0_to_f32;
 
-/// Loads 32 bytes; checked in debug builds, and the slice pattern keeps the compiler's own check cheap.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn load_i8(q: &[i8], at: usize) -> __m256i {
-    let q = &q[at..at + 32];
-    // SAFETY: `q` has 32 bytes; the load needs no alignment.
-    unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
-}
-
 /// Products of a key's byte, at most 24, with twice a value, at most 12, add up to less than 2^15 over a block.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn scores(query: &IndexQuery, keys: &[u8], scores: &mut [f32]) {
@@ -28,16 +19,16 @@ pub(super) fn scores(query: &IndexQuery, keys: &[u8], scores: &mut [f32]) {
                 let mut int = [_mm256_setzero_si256(); 2];
                 for (q, four) in q.iter().zip(fours.as_chunks::<4>().0) {
                     let four = _mm256_set1_epi32(i32::from_ne_bytes(*four));
-                    let q: &[i8; 64] = bytemuck::cast_ref(q);
+                    let q: &[[u8; 32]; 2] = bytemuck::cast_ref(q);
                     for half in 0..2 {
-                        let p = _mm256_maddubs_epi16(four, load_i8(q, 32 * half));
+                        let p = _mm256_maddubs_epi16(four, load(&q[half]));
                         int[half] = _mm256_add_epi16(int[half], p);
                     }
                 }
                 for half in 0..2 {
-                    let offsets: &[[i8; 32]; 2] = bytemuck::cast_ref(&group.offsets[b]);
+                    let offsets: &[[u8; 32]; 2] = bytemuck::cast_ref(&group.offsets[b]);
                     let p = _mm256_madd_epi16(int[half], ones);
-                    let p = _mm256_cvtepi32_ps(_mm256_add_epi32(p, load_i8(&offsets[half], 0)));
+                    let p = _mm256_cvtepi32_ps(_mm256_add_epi32(p, load(&offsets[half])));
                     let d = load_f32(&group.d[b], 8 * half);
                     let scale = _mm256_mul_ps(d, _mm256_set1_ps(e8m0_to_f32(*scale)));
                     dot[half] = _mm256_fmadd_ps(p, scale, dot[half]);

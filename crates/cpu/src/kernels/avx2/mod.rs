@@ -7,9 +7,9 @@
 
 mod index;
 pub(super) mod iq2_xxs;
-mod q2_k;
+pub(super) mod q2_k;
 pub(super) mod q4_k;
-pub(super) mod q8_0;
+mod q8_0;
 pub(super) mod tile;
 
 use super::float::float_kernels;
@@ -91,7 +91,7 @@ fn group(x: &[i8; 256], g: usize) -> __m256i {
 /// Minima times the sums of the activations under them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn min_products(minima: __m256i, sums: &[i16; 16]) -> __m256i {
+pub(super) fn min_products(minima: __m256i, sums: &[i16; 16]) -> __m256i {
     _mm256_madd_epi16(minima, load(bytemuck::cast_ref(sums)))
 }
 

@@ -19,14 +19,22 @@ static SCALES: [[[u8; 32]; 4]; 2] = {
     places
 };
 
+/// The 16 scales, and the 16 minima as 16 bits.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) -> [(__m256i, __m256i); N] {
+#[target_feature(enable = "avx2")]
+pub(in crate::kernels) fn scales_minima(block: &BlockQ2K) -> (__m128i, __m256i) {
     // SAFETY: there are 16 bytes; the load needs no alignment.
     let bytes = unsafe { _mm_loadu_si128(block.scales.as_ptr().cast()) };
     let nibble = _mm_set1_epi8(15);
-    let scales = _mm256_broadcastsi128_si256(_mm_and_si128(bytes, nibble));
-    let minima = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble));
+    let minima = _mm_and_si128(_mm_srli_epi16::<4>(bytes), nibble);
+    (_mm_and_si128(bytes, nibble), _mm256_cvtepu8_epi16(minima))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) -> [(__m256i, __m256i); N] {
+    let (scales, minima) = scales_minima(block);
+    let scales = _mm256_broadcastsi128_si256(scales);
     let three = _mm256_set1_epi8(3);
     let mut int = [zero(); N];
     for half in 0..2 {

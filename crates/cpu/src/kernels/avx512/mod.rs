@@ -12,7 +12,7 @@ use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
 
 /// Weight rows of a tile: two vectors.
-const TILE_ROWS: usize = 2 * ROWS;
+pub(super) const TILE_ROWS: usize = 2 * ROWS;
 
 pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Avx512,

@@ -56,12 +56,6 @@ pub(super) const NEON_DOT: Kernels = Kernels {
 };
 
 #[inline(always)]
-fn zero_f32() -> float32x4_t {
-    // SAFETY: NEON is part of the architecture.
-    unsafe { vdupq_n_f32(0.0) }
-}
-
-#[inline(always)]
 fn sum(v: float32x4_t) -> f32 {
     // SAFETY: NEON is part of the architecture.
     unsafe { vaddvq_f32(v) }
@@ -99,12 +93,6 @@ fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
     unsafe { vfmaq_f32(c, a, b) }
 }
 
-#[inline(always)]
-fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-    // SAFETY: NEON is part of the architecture.
-    unsafe { vaddq_f32(a, b) }
-}
-
 small_kernels!("neon");
 
-float_kernels!("neon", 4, float32x4_t, 2 x 4, zero_f32, load, half_at, store, splat, fma, add, sum);
+float_kernels!("neon", 4, float32x4_t, 2 x 4, tile::no_floats, load, half_at, store, splat, fma, tile::add_floats, sum);

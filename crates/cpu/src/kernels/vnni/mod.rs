@@ -12,14 +12,12 @@ mod q4_k;
 mod q8_0;
 mod tile;
 
-use super::avx512::tile::{load_bytes as load, zero};
+use super::avx512::TILE_ROWS;
+use super::avx512::tile::{load_bytes as load, two, zero};
 use super::prefetch::prefetch;
 use super::row::{add_blocks, block_dots, four_halves, q8_0_dots, scales_from, total};
-use super::{Columns, Kernels, Level, ManyRows, ROWS, Target, avx512, tiles};
+use super::{Columns, Kernels, Level, ManyRows, ROWS, Target, avx2, avx512, tiles};
 use std::arch::x86_64::*;
-
-/// Weight rows of a tile.
-const TILE_ROWS: usize = 2 * ROWS;
 
 pub(super) const VNNI: Kernels = Kernels {
     level: Level::Vnni,
@@ -59,21 +57,14 @@ pub(super) const VBMI: Kernels = Kernels {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 fn groups(q: &[i8; 256], low: usize, high: usize) -> __m512i {
     let groups = q.as_chunks::<32>().0;
-    let (low, high) = (&groups[low], &groups[high]);
-    // SAFETY: both have 32 bytes; the loads need no alignment.
-    unsafe {
-        let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.as_ptr().cast()));
-        _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.as_ptr().cast()))
-    }
+    two(bytemuck::cast_ref(&groups[low]), bytemuck::cast_ref(&groups[high]))
 }
 
 /// Minima times the sums of the activations under them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 fn min_products(minima: __m256i, sums: &[i16; 16]) -> __m512i {
-    // SAFETY: there are 32 bytes; the load needs no alignment.
-    let sums = unsafe { _mm256_loadu_si256(sums.as_ptr().cast()) };
-    _mm512_zextsi256_si512(_mm256_madd_epi16(minima, sums))
+    _mm512_zextsi256_si512(avx2::min_products(minima, sums))
 }
 
 /// Places for a permutation of words.

@@ -6,18 +6,11 @@ use super::*;
 use ds4_quant::act::Act32;
 use ds4_quant::{BlockQ8_0, f16_to_f32};
 
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn load_block(q: &[i8; 32]) -> __m256i {
-    // SAFETY: `q` has 32 bytes; the load needs no alignment.
-    unsafe { _mm256_loadu_si256(q.as_ptr().cast()) }
-}
-
 /// Sums of products of a block with `x`, in eight lanes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn products(w: &[i8; 32], x: &[i8; 32]) -> __m256i {
-    let (w, x) = (load_block(w), load_block(x));
+    let (w, x) = (avx2::load(bytemuck::cast_ref(w)), avx2::load(bytemuck::cast_ref(x)));
     _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
 }
 
