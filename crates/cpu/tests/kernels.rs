@@ -121,7 +121,7 @@ fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, 
         index: &index,
     };
     let mut out = vec![0.0; rows];
-    product.dots(&row, &columns, &mut out);
+    product.dots(&row, row.len(), &columns, &mut out);
     // Many rows at once, the same bits.
     let many: Vec<u8> =
         (0..35).flat_map(|i| if i == 7 { row.clone() } else { random_row(ty, len, &mut r) }).collect();
@@ -129,7 +129,7 @@ fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, 
     product.multiply(&many, row.len(), &columns, &mut all);
     for (i, row) in many.chunks_exact(row.len()).enumerate() {
         let mut one = vec![0.0; rows];
-        product.dots(row, &columns, &mut one);
+        product.dots(row, row.len(), &columns, &mut one);
         let same = all.chunks_exact(35).zip(&one).all(|(a, b)| a[i].to_bits() == b.to_bits());
         assert!(same, "{ty} {level:?}: {all:?} {one:?}");
     }
@@ -148,7 +148,7 @@ fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, 
         assert!((got - want).abs() <= 2e-6 * size, "{ty} {level:?} exact {exact}: {got} vs {want}");
         // And alone, the same bits.
         let mut alone = [0.0];
-        product.dots(&row, &Columns { index: &index[j..=j], ..columns }, &mut alone);
+        product.dots(&row, row.len(), &Columns { index: &index[j..=j], ..columns }, &mut alone);
         assert_eq!(alone[0].to_bits(), got.to_bits());
     }
 }

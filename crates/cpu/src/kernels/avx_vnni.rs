@@ -16,7 +16,7 @@ use std::cell::RefCell;
 pub(super) const KERNELS: Kernels = Kernels {
     level: Level::AvxVnni,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
-    q8_0: |row, x, out| unsafe { one_row::dots(row, x, out) },
+    q8_0: |rows, x, out| unsafe { one_row::dots(rows, x, out) },
     // SAFETY: as above.
     q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { q8_0(rows, x, out) }),
     // SAFETY: as above.
@@ -50,8 +50,8 @@ columns!(
 mod one_row {
     use super::super::avx2::load;
     use super::super::prefetch::prefetch;
-    use super::super::row::{add_blocks, four_halves, q8_0_dots, scales_from};
-    use super::super::tiles;
+    use super::super::row::{add_blocks, floats, four_halves, fours32, q8_0_dots, sums_of_four};
+    use super::super::{each_row, tiles};
     use super::*;
     use ds4_quant::act::Act32;
     use ds4_quant::{BlockQ8_0, f16_to_f32};

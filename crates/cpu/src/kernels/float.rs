@@ -59,22 +59,23 @@ macro_rules! float_kernels {
         macro_rules! dots {
             ($tile:ident, $dots:ident, $products:ident, $bytes:literal, $one:expr) => {
                 #[target_feature(enable = $features)]
-                fn $tile<const N: usize>(row: &[u8], x: [&[f32]; N]) -> [f32; N] {
-                    let mut acc = [[[$zero(); 2]; N]; 1];
-                    $products([row], x, &mut acc);
-                    let (len, mut out) = (row.len() / $bytes, [0.0; N]);
-                    for j in 0..N {
-                        out[j] = $sum($add(acc[0][j][0], acc[0][j][1]));
-                        for i in len / (2 * $lanes) * (2 * $lanes)..len {
-                            out[j] += $one(row, i) * x[j][i];
+                fn $tile<const N: usize>(rows: &[u8], x: [&[f32]; N], out: &mut [f32], columns: usize) {
+                    for (row, out) in each_row::<u8>(rows, out, columns) {
+                        let mut acc = [[[$zero(); 2]; N]; 1];
+                        $products([row], x, &mut acc);
+                        let len = row.len() / $bytes;
+                        for j in 0..N {
+                            out[j] = $sum($add(acc[0][j][0], acc[0][j][1]));
+                            for i in len / (2 * $lanes) * (2 * $lanes)..len {
+                                out[j] += $one(row, i) * x[j][i];
+                            }
                         }
                     }
-                    out
                 }
 
                 #[target_feature(enable = $features)]
-                pub(super) fn $dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-                    tiles!(x, out, float, $tile, row);
+                pub(super) fn $dots(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+                    tiles!(x, rows, out, float, $tile);
                 }
             };
         }
@@ -91,7 +92,9 @@ macro_rules! float_kernels {
 
         #[target_feature(enable = $features)]
         pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-            f32_tile::<1>(bytemuck::cast_slice(a), [b])[0]
+            let mut product = [0.0];
+            f32_tile::<1>(bytemuck::cast_slice(a), [b], &mut product, 1);
+            product[0]
         }
 
         /// 16 rows of halves: four columns at a time meet a stretch of all rows that the first cache holds.

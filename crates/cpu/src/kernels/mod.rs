@@ -27,6 +27,8 @@ pub mod small;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(target_arch = "x86_64")]
+mod vbmi;
+#[cfg(target_arch = "x86_64")]
 mod vnni;
 
 use ds4_gguf::TensorType;
@@ -34,8 +36,8 @@ use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{dequantize_row, is_supported};
 use small::Small;
 
-/// Multiplies a weight row with the activation rows of `x`; `out[j]` is the product with the `j`th.
-pub type Dots = fn(row: &[u8], x: &Columns<'_>, out: &mut [f32]);
+/// Multiplies weight rows, one behind the other, with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
+pub type Dots = fn(rows: &[u8], x: &Columns<'_>, out: &mut [f32]);
 
 /// A way to take several weight rows at once that gives the bits that [`Dots`] gives.
 #[derive(Clone, Copy, Debug)]
@@ -185,22 +187,35 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Runs a tile kernel over all columns: four at a time, then one at a time.
+/// Runs a tile kernel over all columns, four at a time, then one at a time. `$tile::<N>(rows, x, out, columns)` takes all rows, so that what
+/// is known of N columns is found once: rows are short.
 macro_rules! tiles {
-    ($x:expr, $out:expr, $form:ident, $tile:ident, $row:expr) => {{
+    ($x:expr, $rows:expr, $out:expr, $form:ident, $tile:ident $(::<$block:ty>)?) => {{
+        let columns = $x.index.len();
         let mut j = 0;
-        while j + 4 <= $out.len() {
+        while j + 4 <= columns {
             let x = [$x.$form(j), $x.$form(j + 1), $x.$form(j + 2), $x.$form(j + 3)];
-            $out[j..j + 4].copy_from_slice(&$tile::<4>($row, x));
+            $tile::<4 $(, $block)?>($rows, x, &mut $out[j..], columns);
             j += 4;
         }
-        while j < $out.len() {
-            $out[j] = $tile::<1>($row, [$x.$form(j)])[0];
+        while j < columns {
+            $tile::<1 $(, $block)?>($rows, [$x.$form(j)], &mut $out[j..], columns);
             j += 1;
         }
     }};
 }
 pub(crate) use tiles;
+
+/// Weight rows of the type `B`, one behind the other, and where their products go: `out[r * columns..]` for row `r`.
+#[inline]
+pub(crate) fn each_row<'a, B: bytemuck::Pod>(
+    rows: &'a [u8],
+    out: &'a mut [f32],
+    columns: usize,
+) -> impl Iterator<Item = (&'a [B], &'a mut [f32])> {
+    let row_bytes = rows.len() / out.len().div_ceil(columns);
+    rows.chunks_exact(row_bytes).map(bytemuck::cast_slice).zip(out.chunks_mut(columns))
+}
 
 /// Instruction set that kernels are written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -315,9 +330,9 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]
-            Level::Vnni => vnni::VNNI,
+            Level::Vnni => vnni::KERNELS,
             #[cfg(target_arch = "x86_64")]
-            Level::Vbmi => vnni::VBMI,
+            Level::Vbmi => vbmi::KERNELS,
             #[cfg(target_arch = "aarch64")]
             Level::Neon => neon::NEON,
             #[cfg(target_arch = "aarch64")]
@@ -370,30 +385,35 @@ impl Product {
                 (many.multiply)(rows, x, &mut Target { out, stride, first: i * many.rows });
             }
         }
-        let rest = rest.chunks_exact(row_bytes);
         if x.index.len() == 1 {
-            let out = out[whole..].iter_mut().map(std::slice::from_mut);
-            return rest.zip(out).for_each(|(row, out)| self.dots(row, x, out));
+            return self.dots(rest, row_bytes, x, &mut out[whole..]);
         }
+        let rest = rest.chunks_exact(row_bytes);
         for (row, r) in rest.zip(whole..) {
             let mut products = [0.0; 64];
             for (index, out) in x.index.chunks(64).zip(out.chunks_mut(64 * stride)) {
                 let products = &mut products[..index.len()];
-                self.dots(row, &Columns { index, ..*x }, products);
+                self.dots(row, row_bytes, &Columns { index, ..*x }, products);
                 products.iter().zip(out[r..].iter_mut().step_by(stride)).for_each(|(p, out)| *out = *p);
             }
         }
     }
 
-    /// Multiplies one weight row with the activation rows of `x`.
-    pub fn dots(&self, row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+    /// Multiplies weight rows with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
+    pub fn dots(&self, rows: &[u8], row_bytes: usize, x: &Columns<'_>, out: &mut [f32]) {
+        if rows.is_empty() {
+            return;
+        }
         match self.decode {
-            None => (self.dots)(row, x, out),
+            None => (self.dots)(rows, x, out),
             Some(ty) => ROW.with_borrow_mut(|buffer| {
                 buffer.resize(x.len, 0.0);
-                let decoded = dequantize_row(ty, row, buffer);
-                debug_assert!(decoded.is_ok(), "matrices are checked when they are bound");
-                (self.dots)(bytemuck::cast_slice(buffer), x, out);
+                let out = out.chunks_exact_mut(x.index.len());
+                for (row, out) in rows.chunks_exact(row_bytes).zip(out) {
+                    let decoded = dequantize_row(ty, row, buffer);
+                    debug_assert!(decoded.is_ok(), "matrices are checked when they are bound");
+                    (self.dots)(bytemuck::cast_slice(buffer), x, out);
+                }
             }),
         }
     }

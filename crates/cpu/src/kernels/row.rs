@@ -5,6 +5,7 @@
 //! summed across lanes at once. What differs between levels is how the lanes of a block's product come to be.
 #![allow(unsafe_code)]
 
+use ds4_quant::act::{Act32, Act256};
 use std::arch::x86_64::*;
 
 /// `acc[k] + ints[k] * (w[k] * x[k])`. Blocks that are not there have zeros, which change no sum: none is ever -0.
@@ -14,19 +15,81 @@ pub(super) fn add_blocks(acc: __m128, ints: __m128i, w: __m128, x: __m128) -> __
     _mm_fmadd_ps(_mm_cvtepi32_ps(ints), _mm_mul_ps(w, x), acc)
 }
 
-/// Activation scales of up to four blocks from `b`.
+/// Activations of some times four blocks of 32, and their scales: as many of each, so that one check of a place does for both.
 #[inline]
-pub(super) fn scales_from(d: &[f32], b: usize) -> __m128 {
-    match d[b..].first_chunk::<4>() {
-        // SAFETY: there are four values; the load needs no alignment.
-        Some(four) => unsafe { _mm_loadu_ps(four.as_ptr()) },
-        None => {
-            let mut four = [0.0; 4];
-            four.iter_mut().zip(&d[b..]).for_each(|(o, d)| *o = *d);
-            // SAFETY: as above.
-            unsafe { _mm_loadu_ps(four.as_ptr()) }
+pub(super) fn fours32<'a>(x: &Act32<'a>, n: usize) -> (&'a [[[i8; 32]; 4]], &'a [[f32; 4]]) {
+    (&x.q.as_chunks().0.as_chunks().0[..n], &x.d.as_chunks().0[..n])
+}
+
+/// Activations of four blocks of 256.
+#[derive(Clone, Copy)]
+pub(super) struct Four<'a> {
+    pub(super) q: &'a [[i8; 256]; 4],
+    pub(super) sums: &'a [[i16; 16]; 4],
+    pub(super) d: &'a [f32; 4],
+}
+
+/// Activations of some times four blocks: as many of each kind, so that one check of a place does for all.
+#[derive(Clone, Copy)]
+pub(super) struct Fours<'a> {
+    q: &'a [[[i8; 256]; 4]],
+    sums: &'a [[[i16; 16]; 4]],
+    d: &'a [[f32; 4]],
+}
+
+impl<'a> Fours<'a> {
+    #[inline]
+    pub(super) fn of(x: &Act256<'a>, n: usize) -> Self {
+        Fours {
+            q: &x.q.as_chunks().0.as_chunks().0[..n],
+            sums: &x.sums.as_chunks().0.as_chunks().0[..n],
+            d: &x.d.as_chunks().0[..n],
         }
     }
+
+    #[inline]
+    pub(super) fn get(&self, i: usize) -> Four<'a> {
+        Four { q: &self.q[i], sums: &self.sums[i], d: &self.d[i] }
+    }
+}
+
+/// What is left of a row behind its last four blocks, and zeros: these change no sum, as none is ever -0.
+#[derive(Clone, Copy)]
+pub(super) struct LastFour {
+    q: [[i8; 256]; 4],
+    sums: [[i16; 16]; 4],
+    d: [f32; 4],
+}
+
+impl LastFour {
+    pub(super) fn of(x: &Act256<'_>, fours: usize) -> Self {
+        let mut last = LastFour { q: [[0; 256]; 4], sums: [[0; 16]; 4], d: [0.0; 4] };
+        last.q.iter_mut().zip(&x.q.as_chunks().0[4 * fours..]).for_each(|(to, q)| *to = *q);
+        last.sums.iter_mut().zip(&x.sums.as_chunks().0[4 * fours..]).for_each(|(to, sums)| *to = *sums);
+        last.d.iter_mut().zip(&x.d[4 * fours..]).for_each(|(to, d)| *to = *d);
+        last
+    }
+
+    pub(super) fn get(&self) -> Four<'_> {
+        Four { q: &self.q, sums: &self.sums, d: &self.d }
+    }
+}
+
+/// The sum of the lanes of each of four vectors. (An instruction adds neighbours, too, but takes as long as eight of these.)
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn sums_of_four(p: [__m256i; 4]) -> __m128i {
+    let a = _mm256_add_epi32(_mm256_unpacklo_epi32(p[0], p[1]), _mm256_unpackhi_epi32(p[0], p[1]));
+    let b = _mm256_add_epi32(_mm256_unpacklo_epi32(p[2], p[3]), _mm256_unpackhi_epi32(p[2], p[3]));
+    let lanes = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes))
+}
+
+/// Four values.
+#[inline]
+pub(super) fn floats(four: &[f32; 4]) -> __m128 {
+    // SAFETY: there are four values; the load needs no alignment.
+    unsafe { _mm_loadu_ps(four.as_ptr()) }
 }
 
 /// Four halves.
@@ -50,53 +113,76 @@ pub(super) fn total(acc: __m128) -> f32 {
 /// if the format has minima. In scope must be `zero()` and `sums_of_four(p)`, the sums of the lanes of each of four vectors.
 macro_rules! block_dots {
     ($features:literal, $block:ty, $products:path, $unit:literal, $minimum:expr) => {
+        /// Four blocks and their activations.
+        #[inline]
         #[target_feature(enable = $features)]
-        fn row_tile<const N: usize>(row: &[$block], x: [Act256<'_>; N]) -> [f32; N] {
+        fn add_four<const N: usize>(acc: &mut [__m128; N], four: &[$block; 4], x: [Four<'_>; N]) {
             const MINIMUM: Option<fn(&$block) -> [u8; 2]> = $minimum;
-            let mut acc = [_mm_setzero_ps(); N];
-            for (i, four) in row.chunks(4).enumerate() {
-                prefetch(four);
-                let mut ints = [[zero(); 4]; N];
-                let mut mins = [[zero(); 4]; N];
-                let (mut d, mut dmin) = ([[0; 2]; 4], [[0; 2]; 4]);
-                for (k, block) in four.iter().enumerate() {
-                    let b = 4 * i + k;
-                    let at = |j: usize| (&x[j].q.as_chunks().0[b], &x[j].sums.as_chunks().0[b]);
-                    let mut blocks = [at(0); N];
-                    for j in 1..N {
-                        blocks[j] = at(j);
-                    }
-                    let products = $products(block, blocks);
-                    for j in 0..N {
-                        (ints[j][k], mins[j][k]) = products[j];
-                    }
-                    d[k] = block.d;
-                    if let Some(minimum) = MINIMUM {
-                        dmin[k] = minimum(block);
-                    }
+            let mut ints = [[zero(); 4]; N];
+            let mut mins = [[zero(); 4]; N];
+            for k in 0..4 {
+                let mut blocks = [(&x[0].q[k], &x[0].sums[k]); N];
+                for j in 1..N {
+                    blocks[j] = (&x[j].q[k], &x[j].sums[k]);
                 }
-                let d = _mm_mul_ps(four_halves(d), _mm_set1_ps($unit));
-                let dmin = four_halves(dmin);
+                let products = $products(&four[k], blocks);
                 for j in 0..N {
-                    let scales = scales_from(x[j].d, 4 * i);
-                    acc[j] = add_blocks(acc[j], sums_of_four(ints[j]), d, scales);
-                    if MINIMUM.is_some() {
-                        let negative = _mm_sub_ps(_mm_setzero_ps(), dmin);
-                        acc[j] = add_blocks(acc[j], sums_of_four(mins[j]), negative, scales);
-                    }
+                    (ints[j][k], mins[j][k]) = products[j];
                 }
             }
-            let mut out = [0.0; N];
+            let d = four_halves([four[0].d, four[1].d, four[2].d, four[3].d]);
+            let d = _mm_mul_ps(d, _mm_set1_ps($unit));
             for j in 0..N {
-                out[j] = total(acc[j]);
+                acc[j] = add_blocks(acc[j], sums_of_four(ints[j]), d, floats(x[j].d));
             }
-            out
+            if let Some(minimum) = MINIMUM {
+                let dmin =
+                    four_halves([minimum(&four[0]), minimum(&four[1]), minimum(&four[2]), minimum(&four[3])]);
+                let dmin = _mm_sub_ps(_mm_setzero_ps(), dmin);
+                for j in 0..N {
+                    acc[j] = add_blocks(acc[j], sums_of_four(mins[j]), dmin, floats(x[j].d));
+                }
+            }
         }
 
         #[target_feature(enable = $features)]
-        pub(in crate::kernels) fn dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-            let row: &[$block] = bytemuck::cast_slice(row);
-            tiles!(x, out, act256, row_tile, row);
+        fn row_tile<const N: usize>(rows: &[u8], x: [Act256<'_>; N], out: &mut [f32], columns: usize) {
+            let fours = x[0].d.len() / 4;
+            let mut q = [Fours::of(&x[0], fours); N];
+            let mut last = [LastFour::of(&x[0], fours); N];
+            for j in 1..N {
+                q[j] = Fours::of(&x[j], fours);
+                last[j] = LastFour::of(&x[j], fours);
+            }
+            for (row, out) in each_row::<$block>(rows, out, columns) {
+                let mut acc = [_mm_setzero_ps(); N];
+                let (whole, rest) = row.as_chunks::<4>();
+                for (i, four) in whole[..fours].iter().enumerate() {
+                    prefetch(four);
+                    let mut x = [q[0].get(i); N];
+                    for j in 1..N {
+                        x[j] = q[j].get(i);
+                    }
+                    add_four(&mut acc, four, x);
+                }
+                if !rest.is_empty() {
+                    let mut four: [$block; 4] = bytemuck::Zeroable::zeroed();
+                    four[..rest.len()].copy_from_slice(rest);
+                    let mut x = [last[0].get(); N];
+                    for j in 1..N {
+                        x[j] = last[j].get();
+                    }
+                    add_four(&mut acc, &four, x);
+                }
+                for j in 0..N {
+                    out[j] = total(acc[j]);
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(in crate::kernels) fn dots(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+            tiles!(x, rows, out, act256, row_tile);
         }
     };
 }
@@ -106,45 +192,47 @@ pub(super) use block_dots;
 macro_rules! q8_0_dots {
     ($features:literal, $products:path) => {
         #[target_feature(enable = $features)]
-        fn row_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
-            let mut acc = [_mm_setzero_ps(); N];
-            let (fours, rest) = row.as_chunks::<4>();
-            for (i, four) in fours.iter().enumerate() {
-                prefetch(four);
-                let d = four_halves([four[0].d, four[1].d, four[2].d, four[3].d]);
-                for j in 0..N {
-                    let x_blocks: &[[i8; 32]; 4] = &x[j].q.as_chunks().0.as_chunks().0[i];
-                    let mut p = [_mm256_setzero_si256(); 4];
-                    for k in 0..4 {
-                        p[k] = $products(&four[k].q, &x_blocks[k]);
+        fn row_tile<const N: usize>(rows: &[u8], x: [Act32<'_>; N], out: &mut [f32], columns: usize) {
+            let fours = x[0].d.len() / 4;
+            let mut q = [fours32(&x[0], fours); N];
+            for j in 1..N {
+                q[j] = fours32(&x[j], fours);
+            }
+            for (row, out) in each_row::<BlockQ8_0>(rows, out, columns) {
+                let mut acc = [_mm_setzero_ps(); N];
+                let (whole, rest) = row.as_chunks::<4>();
+                for (i, four) in whole[..fours].iter().enumerate() {
+                    prefetch(four);
+                    let d = four_halves([four[0].d, four[1].d, four[2].d, four[3].d]);
+                    for j in 0..N {
+                        let (x_blocks, x_d) = (&q[j].0[i], &q[j].1[i]);
+                        let mut p = [_mm256_setzero_si256(); 4];
+                        for k in 0..4 {
+                            p[k] = $products(&four[k].q, &x_blocks[k]);
+                        }
+                        acc[j] = add_blocks(acc[j], sums_of_four(p), d, floats(x_d));
                     }
-                    let p = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-                    let p = _mm_add_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256::<1>(p));
-                    acc[j] = add_blocks(acc[j], p, d, scales_from(x[j].d, 4 * i));
+                }
+                for j in 0..N {
+                    let mut sums = [0f32; 4];
+                    // SAFETY: `sums` has four values; the store needs no alignment.
+                    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), acc[j]) };
+                    for (k, block) in rest.iter().enumerate() {
+                        let b = 4 * fours + k;
+                        let p = $products(&block.q, &x[j].q.as_chunks().0[b]);
+                        let p = _mm_add_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256::<1>(p));
+                        let p = _mm_hadd_epi32(_mm_hadd_epi32(p, p), p);
+                        let sum = _mm_cvtsi128_si32(p) as f32;
+                        sums[k] = sum.mul_add(f16_to_f32(block.d) * x[j].d[b], sums[k]);
+                    }
+                    out[j] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
                 }
             }
-            let mut out = [0.0; N];
-            for j in 0..N {
-                let mut sums = [0f32; 4];
-                // SAFETY: `sums` has four values; the store needs no alignment.
-                unsafe { _mm_storeu_ps(sums.as_mut_ptr(), acc[j]) };
-                for (k, block) in rest.iter().enumerate() {
-                    let b = 4 * fours.len() + k;
-                    let p = $products(&block.q, &x[j].q.as_chunks().0[b]);
-                    let p = _mm_add_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256::<1>(p));
-                    let p = _mm_hadd_epi32(_mm_hadd_epi32(p, p), p);
-                    let sum = _mm_cvtsi128_si32(p) as f32;
-                    sums[k] = sum.mul_add(f16_to_f32(block.d) * x[j].d[b], sums[k]);
-                }
-                out[j] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-            }
-            out
         }
 
         #[target_feature(enable = $features)]
-        pub(in crate::kernels) fn dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-            let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
-            tiles!(x, out, act32, row_tile, row);
+        pub(in crate::kernels) fn dots(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+            tiles!(x, rows, out, act32, row_tile);
         }
     };
 }

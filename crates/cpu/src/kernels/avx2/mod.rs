@@ -14,9 +14,12 @@ pub(super) mod tile;
 
 use super::float::float_kernels;
 use super::prefetch::prefetch;
-use super::row::{add_blocks, block_dots, four_halves, q8_0_dots, scales_from, total};
+use super::row::{
+    Four, Fours, LastFour, add_blocks, block_dots, floats, four_halves, fours32, q8_0_dots, sums_of_four,
+    total,
+};
 use super::small::{self, Heads, Mix, Small, small_kernels};
-use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
+use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, each_row, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
@@ -27,25 +30,25 @@ pub(super) const TILE_ROWS: usize = 16;
 pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Avx2,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
-    f32: |row, x, out| unsafe { f32_dots(row, x, out) },
+    f32: |rows, x, out| unsafe { f32_dots(rows, x, out) },
     // SAFETY: as above.
-    f16: |row, x, out| unsafe { f16_dots(row, x, out) },
+    f16: |rows, x, out| unsafe { f16_dots(rows, x, out) },
     // SAFETY: as above.
     f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
-    q8_0: |row, x, out| unsafe { q8_0::dots(row, x, out) },
+    q8_0: |rows, x, out| unsafe { q8_0::dots(rows, x, out) },
     // SAFETY: as above.
     q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q8_0(rows, x, out) }),
     // SAFETY: as above.
-    q2_k: |row, x, out| unsafe { q2_k::dots(row, x, out) },
+    q2_k: |rows, x, out| unsafe { q2_k::dots(rows, x, out) },
     // SAFETY: as above.
     q2_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q2_k(rows, x, out) }),
     // SAFETY: as above.
-    q4_k: |row, x, out| unsafe { q4_k::dots(row, x, out) },
+    q4_k: |rows, x, out| unsafe { q4_k::dots(rows, x, out) },
     // SAFETY: as above.
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q4_k(rows, x, out) }),
     // SAFETY: as above.
-    iq2_xxs: |row, x, out| unsafe { iq2_xxs::dots(row, x, out) },
+    iq2_xxs: |rows, x, out| unsafe { iq2_xxs::dots(rows, x, out) },
     // SAFETY: as above.
     iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.
@@ -84,7 +87,7 @@ pub(super) fn zero() -> __m256i {
 /// Group `g` of the activations of a block.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group(x: &[i8; 256], g: usize) -> __m256i {
+pub(super) fn group(x: &[i8; 256], g: usize) -> __m256i {
     load(bytemuck::cast_ref(&x.as_chunks::<32>().0[g]))
 }
 
@@ -93,14 +96,6 @@ fn group(x: &[i8; 256], g: usize) -> __m256i {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn min_products(minima: __m256i, sums: &[i16; 16]) -> __m256i {
     _mm256_madd_epi16(minima, load(bytemuck::cast_ref(sums)))
-}
-
-/// The sum of each of four vectors.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn sums_of_four(p: [__m256i; 4]) -> __m128i {
-    let p = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-    _mm_add_epi32(_mm256_castsi256_si128(p), _mm256_extracti128_si256::<1>(p))
 }
 
 #[inline]

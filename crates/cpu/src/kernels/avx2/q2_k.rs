@@ -30,19 +30,34 @@ pub(in crate::kernels) fn scales_minima(block: &BlockQ2K) -> (__m128i, __m256i) 
     (_mm_and_si128(bytes, nibble), _mm256_cvtepu8_epi16(minima))
 }
 
+/// The 16 scales for the lower and the upper two planes: of two quants in a byte the upper one is multiplied where it is, as 16 of it; so the
+/// lower one's scale is 16 of it, and the product with the block is 16 of it.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::kernels) fn scales_of_pairs(scales: __m128i) -> [__m256i; 2] {
+    let scales = _mm256_broadcastsi128_si256(scales);
+    [_mm256_slli_epi16::<4>(scales), scales]
+}
+
+/// What takes the quants of a lower plane from bytes, and those of an upper one.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::kernels) fn masks_of_pairs() -> [__m256i; 2] {
+    [_mm256_set1_epi8(3), _mm256_set1_epi8(3 << 4)]
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) -> [(__m256i, __m256i); N] {
     let (scales, minima) = scales_minima(block);
-    let scales = _mm256_broadcastsi128_si256(scales);
-    let three = _mm256_set1_epi8(3);
+    let (scales, masks) = (scales_of_pairs(scales), masks_of_pairs());
     let mut int = [zero(); N];
     for half in 0..2 {
-        let mut bits = load(&block.q.as_chunks().0[half]);
+        let even = load(&block.q.as_chunks().0[half]);
+        let bits = [even, _mm256_srli_epi16::<2>(even)];
         for plane in 0..4 {
-            let w = _mm256_and_si256(bits, three);
-            bits = _mm256_srli_epi16::<2>(bits);
-            let scale = _mm256_shuffle_epi8(scales, load(&SCALES[half][plane]));
+            let w = _mm256_and_si256(bits[plane % 2], masks[plane / 2]);
+            let scale = _mm256_shuffle_epi8(scales[plane / 2], load(&SCALES[half][plane]));
             for j in 0..N {
                 let p = _mm256_maddubs_epi16(w, group(x[j].0, 4 * half + plane));
                 int[j] = _mm256_add_epi32(int[j], _mm256_madd_epi16(p, scale));
@@ -56,4 +71,4 @@ fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) 
     out
 }
 
-block_dots!("avx2,fma,f16c", BlockQ2K, products, 1.0, Some(|block| block.dmin));
+block_dots!("avx2,fma,f16c", BlockQ2K, products, 0.0625, Some(|block| block.dmin));

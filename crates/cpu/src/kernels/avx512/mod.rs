@@ -6,7 +6,7 @@ pub(super) mod tile;
 
 use super::float::float_kernels;
 use super::small::{self, Heads, Mix, Small, small_kernels};
-use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, avx2, tiles};
+use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, avx2, each_row, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
@@ -17,9 +17,9 @@ pub(super) const TILE_ROWS: usize = 2 * ROWS;
 pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Avx512,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
-    f32: |row, x, out| unsafe { f32_dots(row, x, out) },
+    f32: |rows, x, out| unsafe { f32_dots(rows, x, out) },
     // SAFETY: as above.
-    f16: |row, x, out| unsafe { f16_dots(row, x, out) },
+    f16: |rows, x, out| unsafe { f16_dots(rows, x, out) },
     // SAFETY: as above.
     f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.

@@ -11,7 +11,7 @@ mod tile;
 
 use super::float::float_kernels;
 use super::small::{self, Heads, Mix, Small, small_kernels};
-use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, tiles};
+use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, each_row, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, f16_to_f32};
 use std::arch::aarch64::*;
@@ -22,16 +22,16 @@ const TILE_ROWS: usize = 8;
 pub(super) const NEON: Kernels = Kernels {
     level: Level::Neon,
     // SAFETY: NEON is part of the architecture; so below.
-    f32: |row, x, out| unsafe { f32_dots(row, x, out) },
-    f16: |row, x, out| unsafe { f16_dots(row, x, out) },
+    f32: |rows, x, out| unsafe { f32_dots(rows, x, out) },
+    f16: |rows, x, out| unsafe { f16_dots(rows, x, out) },
     f16_rows: ManyRows::many(ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
-    q8_0: |row, x, out| unsafe { plain::q8_0_dots(row, x, out) },
+    q8_0: |rows, x, out| unsafe { plain::q8_0_dots(rows, x, out) },
     q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::q8_0(rows, x, out) }),
-    q2_k: |row, x, out| unsafe { plain::block_dots::<BlockQ2K>(row, x, out) },
+    q2_k: |rows, x, out| unsafe { plain::block_dots::<BlockQ2K>(rows, x, out) },
     q2_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::q2_k(rows, x, out) }),
-    q4_k: |row, x, out| unsafe { plain::block_dots::<BlockQ4K>(row, x, out) },
+    q4_k: |rows, x, out| unsafe { plain::block_dots::<BlockQ4K>(rows, x, out) },
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::q4_k(rows, x, out) }),
-    iq2_xxs: |row, x, out| unsafe { plain::block_dots::<BlockIq2Xxs>(row, x, out) },
+    iq2_xxs: |rows, x, out| unsafe { plain::block_dots::<BlockIq2Xxs>(rows, x, out) },
     iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::iq2_xxs(rows, x, out) }),
     dot: |a, b| unsafe { dot(a, b) },
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
@@ -43,13 +43,13 @@ pub(super) const NEON: Kernels = Kernels {
 pub(super) const NEON_DOT: Kernels = Kernels {
     level: Level::NeonDot,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the feature; so below.
-    q8_0: |row, x, out| unsafe { dot::q8_0_dots(row, x, out) },
+    q8_0: |rows, x, out| unsafe { dot::q8_0_dots(rows, x, out) },
     q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::q8_0(rows, x, out) }),
-    q2_k: |row, x, out| unsafe { dot::block_dots::<BlockQ2K>(row, x, out) },
+    q2_k: |rows, x, out| unsafe { dot::block_dots::<BlockQ2K>(rows, x, out) },
     q2_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::q2_k(rows, x, out) }),
-    q4_k: |row, x, out| unsafe { dot::block_dots::<BlockQ4K>(row, x, out) },
+    q4_k: |rows, x, out| unsafe { dot::block_dots::<BlockQ4K>(rows, x, out) },
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::q4_k(rows, x, out) }),
-    iq2_xxs: |row, x, out| unsafe { dot::block_dots::<BlockIq2Xxs>(row, x, out) },
+    iq2_xxs: |rows, x, out| unsafe { dot::block_dots::<BlockIq2Xxs>(rows, x, out) },
     iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::iq2_xxs(rows, x, out) }),
     index_scores: |query, keys, scores| unsafe { dot::index_scores(query, keys, scores) },
     ..NEON

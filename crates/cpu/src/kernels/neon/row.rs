@@ -126,77 +126,81 @@ macro_rules! rows {
         }
 
         #[target_feature(enable = $features)]
-        fn q8_0_tile<const N: usize>(row: &[BlockQ8_0], x: [Act32<'_>; N]) -> [f32; N] {
-            let mut acc = [no_floats(); N];
-            for (i, four) in row.chunks(4).enumerate() {
-                prefetch(four);
-                let mut d = [0.0; 4];
-                for (d, block) in d.iter_mut().zip(four) {
-                    *d = f16_to_f32(block.d);
-                }
-                for j in 0..N {
-                    let mut p = [zero(); 4];
-                    for (k, block) in four.iter().enumerate() {
-                        p[k] = dot(&block.q, &x[j].q.as_chunks().0[4 * i + k]);
+        fn q8_0_tile<const N: usize>(rows: &[u8], x: [Act32<'_>; N], out: &mut [f32], columns: usize) {
+            for (row, out) in each_row::<BlockQ8_0>(rows, out, columns) {
+                let mut acc = [no_floats(); N];
+                for (i, four) in row.chunks(4).enumerate() {
+                    prefetch(four);
+                    let mut d = [0.0; 4];
+                    for (d, block) in d.iter_mut().zip(four) {
+                        *d = f16_to_f32(block.d);
                     }
-                    let scale = vmulq_f32(floats(&d), scales_from(x[j].d, 4 * i));
-                    acc[j] = add_block(acc[j], sums_of_four(p), scale);
-                }
-            }
-            let mut out = [0.0; N];
-            for j in 0..N {
-                out[j] = total(acc[j]);
-            }
-            out
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn q8_0_dots(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-            let row: &[BlockQ8_0] = bytemuck::cast_slice(row);
-            tiles!(x, out, act32, q8_0_tile, row);
-        }
-
-        #[target_feature(enable = $features)]
-        fn block_tile<const N: usize>(row: &[impl Unpack], x: [Act256<'_>; N]) -> [f32; N] {
-            let mut acc = [no_floats(); N];
-            for (i, four) in row.chunks(4).enumerate() {
-                prefetch(four);
-                let (mut ints, mut mins) = ([[zero(); 4]; N], [[zero(); 4]; N]);
-                let (mut d, mut dmin) = ([0.0; 4], [0.0; 4]);
-                for (k, block) in four.iter().enumerate() {
-                    let u = block.unpack();
-                    (d[k], dmin[k]) = (u.d, u.dmin);
-                    let minima: &[[u8; 16]; 2] = bytemuck::cast_ref(&u.minima);
                     for j in 0..N {
-                        let q: &[i8; 256] = &x[j].q.as_chunks().0[4 * i + k];
-                        for g in 0..8 {
-                            let sum = dot(&u.w.as_chunks().0[g], &q.as_chunks().0[g]);
-                            ints[j][k] = vmlaq_n_s32(ints[j][k], sum, u.scales[g]);
+                        let mut p = [zero(); 4];
+                        for (k, block) in four.iter().enumerate() {
+                            p[k] = dot(&block.q, &x[j].q.as_chunks().0[4 * i + k]);
                         }
-                        let sums: &[i16; 16] = &x[j].sums.as_chunks().0[4 * i + k];
-                        let sums: &[[u8; 16]; 2] = bytemuck::cast_ref(sums);
-                        for h in 0..2 {
-                            mins[j][k] = pairs(mins[j][k], load_bytes(&minima[h]), load_bytes(&sums[h]));
-                        }
+                        let scale = vmulq_f32(floats(&d), scales_from(x[j].d, 4 * i));
+                        acc[j] = add_block(acc[j], sums_of_four(p), scale);
                     }
                 }
                 for j in 0..N {
-                    let scales = scales_from(x[j].d, 4 * i);
-                    acc[j] = add_block(acc[j], sums_of_four(ints[j]), vmulq_f32(floats(&d), scales));
-                    acc[j] = subtract_block(acc[j], sums_of_four(mins[j]), vmulq_f32(floats(&dmin), scales));
+                    out[j] = total(acc[j]);
                 }
             }
-            let mut out = [0.0; N];
-            for j in 0..N {
-                out[j] = total(acc[j]);
-            }
-            out
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn block_dots<B: Unpack>(row: &[u8], x: &Columns<'_>, out: &mut [f32]) {
-            let row: &[B] = bytemuck::cast_slice(row);
-            tiles!(x, out, act256, block_tile, row);
+        pub(super) fn q8_0_dots(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+            tiles!(x, rows, out, act32, q8_0_tile);
+        }
+
+        #[target_feature(enable = $features)]
+        fn block_tile<const N: usize, B: Unpack>(
+            rows: &[u8],
+            x: [Act256<'_>; N],
+            out: &mut [f32],
+            columns: usize,
+        ) {
+            for (row, out) in each_row::<B>(rows, out, columns) {
+                let mut acc = [no_floats(); N];
+                for (i, four) in row.chunks(4).enumerate() {
+                    prefetch(four);
+                    let (mut ints, mut mins) = ([[zero(); 4]; N], [[zero(); 4]; N]);
+                    let (mut d, mut dmin) = ([0.0; 4], [0.0; 4]);
+                    for (k, block) in four.iter().enumerate() {
+                        let u = block.unpack();
+                        (d[k], dmin[k]) = (u.d, u.dmin);
+                        let minima: &[[u8; 16]; 2] = bytemuck::cast_ref(&u.minima);
+                        for j in 0..N {
+                            let q: &[i8; 256] = &x[j].q.as_chunks().0[4 * i + k];
+                            for g in 0..8 {
+                                let sum = dot(&u.w.as_chunks().0[g], &q.as_chunks().0[g]);
+                                ints[j][k] = vmlaq_n_s32(ints[j][k], sum, u.scales[g]);
+                            }
+                            let sums: &[i16; 16] = &x[j].sums.as_chunks().0[4 * i + k];
+                            let sums: &[[u8; 16]; 2] = bytemuck::cast_ref(sums);
+                            for h in 0..2 {
+                                mins[j][k] = pairs(mins[j][k], load_bytes(&minima[h]), load_bytes(&sums[h]));
+                            }
+                        }
+                    }
+                    for j in 0..N {
+                        let scales = scales_from(x[j].d, 4 * i);
+                        acc[j] = add_block(acc[j], sums_of_four(ints[j]), vmulq_f32(floats(&d), scales));
+                        acc[j] =
+                            subtract_block(acc[j], sums_of_four(mins[j]), vmulq_f32(floats(&dmin), scales));
+                    }
+                }
+                for j in 0..N {
+                    out[j] = total(acc[j]);
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn block_dots<B: Unpack>(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
+            tiles!(x, rows, out, act256, block_tile::<B>);
         }
 
         /// Index scores: a lane is a head, and four bytes of a key meet four vectors of 16 heads.

@@ -45,7 +45,7 @@ macro_rules! columns {
         /// multiplies them with all columns.
         #[inline]
         #[target_feature(enable = $features)]
-        pub(super) fn multiply<F: Form>(
+        pub(in crate::kernels) fn multiply<F: Form>(
             lay_out: impl Fn(&mut Packed<LANES>, usize, &[u8]),
             rows: &[u8],
             x: &Columns<'_>,
