@@ -23,6 +23,14 @@ macro_rules! float_kernels {
                 ) {
                     let mut sums = *acc;
                     let pairs = w[0].len() / $bytes / (2 * $lanes);
+                    // As long as they are read: else every load is checked.
+                    let (mut w, mut x) = (w, x);
+                    for r in 0..R {
+                        w[r] = &w[r][..2 * $lanes * $bytes * pairs];
+                    }
+                    for c in 0..C {
+                        x[c] = &x[c][..2 * $lanes * pairs];
+                    }
                     for i in 0..pairs {
                         let at = 2 * $lanes * i;
                         let mut weights = [[$zero(); 2]; R];
