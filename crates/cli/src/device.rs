@@ -42,6 +42,9 @@ pub(crate) struct Description {
     pub(crate) device: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) threads: Option<usize>,
+    /// Memory nodes that the threads are bound to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_nodes: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kernels: Option<String>,
     /// What it took to bring the weights to a GPU.
@@ -52,7 +55,10 @@ pub(crate) struct Description {
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.threads, &self.kernels) {
-            (Some(threads), Some(kernels)) => write!(f, "{threads} threads, {kernels} kernels"),
+            (Some(threads), Some(kernels)) => {
+                let nodes = self.memory_nodes.map_or(String::new(), |n| format!(" on {n} memory nodes"));
+                write!(f, "{threads} threads{nodes}, {kernels} kernels")
+            }
             _ => f.write_str(&self.device),
         }
     }
@@ -63,6 +69,7 @@ impl Description {
         Description {
             device: "cpu".into(),
             threads: Some(cpu.threads()),
+            memory_nodes: Some(cpu.memory_nodes()).filter(|&n| n > 1),
             kernels: Some(format!("{:?}", cpu.level())),
             load_seconds: None,
         }
@@ -70,7 +77,13 @@ impl Description {
 
     pub(crate) fn of_gpus(gpus: &[GpuInfo]) -> Self {
         let names: Vec<String> = gpus.iter().map(ToString::to_string).collect();
-        Description { device: names.join(", "), threads: None, kernels: None, load_seconds: None }
+        Description {
+            device: names.join(", "),
+            threads: None,
+            memory_nodes: None,
+            kernels: None,
+            load_seconds: None,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::experts::Pairs;
 use crate::kernels::{Kernels, Level};
 use crate::matrix::{Experts, Matrix};
+use crate::numa::Nodes;
 use crate::rows::{Panel, Routes, Rows, Selection, Table};
 use crate::select::Query;
 use crate::store::Store;
@@ -41,6 +42,7 @@ pub struct Cpu {
     pub(crate) kernels: Kernels,
     pub(crate) exact: bool,
     pub(crate) threads: usize,
+    pub(crate) nodes: Nodes,
     pool: Arc<rayon::ThreadPool>,
     /// `0, 1, 2, ...`: the index of all rows.
     pub(crate) identity: Vec<u32>,
@@ -68,16 +70,26 @@ pub struct Cpu {
 
 impl Cpu {
     /// A backend for models of a shape.
-    pub fn new(shape: &Shape, options: Options) -> Result<Self, BackendError> {
+    pub fn new(shape: &Shape, mut options: Options) -> Result<Self, BackendError> {
+        if options.threads == 0 {
+            options.threads = std::thread::available_parallelism().map_or(1, usize::from);
+        }
+        Cpu::on_nodes(shape, options, Nodes::of_machine(options.threads))
+    }
+
+    /// The same on given memory nodes.
+    pub(crate) fn on_nodes(shape: &Shape, options: Options, nodes: Nodes) -> Result<Self, BackendError> {
         if shape.rotary / 2 > crate::attention::MAX_PAIRS {
             return Err(BackendError::new(format!(
                 "{} rotary channels are more than this backend handles",
                 shape.rotary
             )));
         }
+        let bound = nodes.clone();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .thread_name(|i| format!("ds4-cpu-{i}"))
+            .start_handler(move |i| bound.bind(i))
             .build()
             .map_err(|e| BackendError::new(format!("cannot start threads: {e}")))?;
         let rows = options.max_rows;
@@ -87,6 +99,7 @@ impl Cpu {
             kernels: Kernels::new(options.level),
             exact: options.exact,
             threads: pool.current_num_threads(),
+            nodes,
             pool: Arc::new(pool),
             identity: (0..pairs.max(rows * shape.streams) as u32).collect(),
             panel: Panel::default(),
@@ -113,6 +126,11 @@ impl Cpu {
     /// Threads in use.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// Memory nodes that these are bound to; 1 if to none.
+    pub fn memory_nodes(&self) -> usize {
+        self.nodes.count()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::backend::Cpu;
 use crate::matrix::{Matrix, block_rows};
-use crate::pool::{blocks, gather, pieces, with_scratch};
+use crate::pool::{blocks, gather, weight_pieces, with_scratch};
 use crate::rows::{Routes, Rows};
 use ds4_model::{Choice, FeedForward, Plan};
 use rayon::prelude::*;
@@ -191,7 +191,8 @@ impl Cpu {
         let (panel, kernels) = (&self.panel, &self.kernels);
         let products = &mut self.products;
         products.resize((total * width).max(products.len()), 0.0);
-        pieces(0..pairs.groups.len() * of_group, &mut products[..total * width], &start, &|i, out| {
+        let tasks = pairs.groups.iter().map(|_| of_group);
+        weight_pieces(&self.nodes, tasks, &mut products[..total * width], &start, &|i, out| {
             let g = pairs.groups[i / of_group];
             let first = i % of_group * block;
             let [(gate, gate_row), (up, up_row)] = gate_up(ffn, g);
@@ -224,7 +225,8 @@ impl Cpu {
         let (panel, hidden, identity) = (&self.hidden_panel, &self.hidden, &self.identity);
         let products = &mut self.products;
         products.resize((d * n).max(products.len()), 0.0);
-        products[..d * n].par_chunks_mut(block * n).enumerate().for_each(|(i, out)| {
+        let (tasks, start) = (std::iter::once(d.div_ceil(block)), |i: usize| (i * block).min(d) * n);
+        weight_pieces(&self.nodes, tasks, &mut products[..d * n], &start, &|i, out| {
             out.fill(0.0);
             let first = i * block;
             let block = out.len() / n;

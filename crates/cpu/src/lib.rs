@@ -12,10 +12,13 @@ mod experts;
 mod hyper;
 pub mod kernels;
 mod matrix;
+mod numa;
 mod pool;
 mod rows;
 mod select;
 mod store;
+#[cfg(test)]
+mod threads_test;
 
 pub use backend::{Cpu, Options};
 pub use bandwidth::read_bandwidth;

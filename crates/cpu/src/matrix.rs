@@ -2,7 +2,7 @@
 
 use crate::backend::Cpu;
 use crate::kernels::{Columns, MANY, Product, ROWS};
-use crate::pool::{blocks, gather, pieces};
+use crate::pool::{blocks, gather, weight_pieces};
 use crate::rows::Rows;
 use ds4_gguf::Tensor;
 use ds4_model::BackendError;
@@ -92,7 +92,7 @@ impl Cpu {
             return;
         }
         let block = block_rows(total, n, self.threads);
-        let tasks: usize = jobs.iter().map(|(m, _)| m.out.div_ceil(block)).sum();
+        let tasks = jobs.iter().map(|(m, _)| m.out.div_ceil(block));
         // Task i is a block of rows of one of the matrices.
         let locate = |mut i: usize| {
             let mut before = 0;
@@ -113,7 +113,7 @@ impl Cpu {
         let (panel, index) = (&self.panel, &self.identity[..n]);
         let products = &mut self.products;
         products.resize((total * n).max(products.len()), 0.0);
-        pieces(0..tasks, &mut products[..total * n], &start, &|i, out| {
+        weight_pieces(&self.nodes, tasks, &mut products[..total * n], &start, &|i, out| {
             if let (_, Some((m, first))) = locate(i) {
                 let x = panel.columns(x.used(), m.product.input, (0, m.input), index);
                 m.multiply(first, &x, out);
@@ -153,7 +153,8 @@ impl Cpu {
         let (panel, index) = (&self.panel, &self.identity[..n]);
         let products = &mut self.products;
         products.resize((w.out * n).max(products.len()), 0.0);
-        pieces(0..groups * of_group, &mut products[..w.out * n], &start, &|i, out| {
+        let tasks = std::iter::once(groups * of_group);
+        weight_pieces(&self.nodes, tasks, &mut products[..w.out * n], &start, &|i, out| {
             let (g, first) = place(i);
             let x = panel.columns(x.used(), w.product.input, (g * w.input, w.input), index);
             w.multiply(g * per_group + first, &x, out);

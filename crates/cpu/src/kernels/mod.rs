@@ -388,13 +388,17 @@ impl Product {
         if x.index.len() == 1 {
             return self.dots(rest, row_bytes, x, &mut out[whole..]);
         }
-        let rest = rest.chunks_exact(row_bytes);
-        for (row, r) in rest.zip(whole..) {
-            let mut products = [0.0; 64];
-            for (index, out) in x.index.chunks(64).zip(out.chunks_mut(64 * stride)) {
-                let products = &mut products[..index.len()];
-                self.dots(row, row_bytes, &Columns { index, ..*x }, products);
-                products.iter().zip(out[r..].iter_mut().step_by(stride)).for_each(|(p, out)| *out = *p);
+        // Kernels give products row by row, here they go column by column: as many rows at a time as there is room for.
+        let mut products = [0.0; 1024];
+        for (index, out) in x.index.chunks(64).zip(out.chunks_mut(64 * stride)) {
+            let (n, block) = (index.len(), products.len() / index.len());
+            for (rows, first) in rest.chunks(block * row_bytes).zip((whole..).step_by(block)) {
+                let products = &mut products[..rows.len() / row_bytes * n];
+                self.dots(rows, row_bytes, &Columns { index, ..*x }, products);
+                for (j, out) in out.chunks_exact_mut(stride).enumerate() {
+                    let column = products[j..].iter().step_by(n);
+                    out[first..].iter_mut().zip(column).for_each(|(out, p)| *out = *p);
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
-//! How work is split over threads changes no bit.
-#![allow(clippy::unwrap_used)]
+//! How work is split over threads and memory nodes changes no bit.
 
-use ds4_cpu::{Cpu, Options};
+use crate::numa::Nodes;
+use crate::{Cpu, Options};
 use ds4_model::cache::{KvFormat, Layout};
 use ds4_model::{Backend, Logits, Model, NoTap, Pass, Run, Shape, Want};
 use ds4_testkit::Synthetic;
@@ -9,10 +9,11 @@ use ds4_testkit::Synthetic;
 /// Tokens: with one thread small matrices go by columns, with many all go by rows.
 const TOKENS: usize = 24;
 
-fn logits(threads: usize) -> Vec<u32> {
+fn logits(threads: usize, nodes: Nodes) -> Vec<u32> {
     let file = Synthetic::tiny(3).model().unwrap();
     let shape = Shape::from_gguf(&file).unwrap();
-    let mut cpu = Cpu::new(&shape, Options { threads, max_rows: TOKENS, ..Options::default() }).unwrap();
+    let options = Options { threads, max_rows: TOKENS, ..Options::default() };
+    let mut cpu = Cpu::on_nodes(&shape, options, nodes).unwrap();
     let model = Model::load(&mut cpu, &file, None).unwrap();
     let layout = Layout::new(&shape, KvFormat::Packed, false, 64, TOKENS);
     let mut store = cpu.store(&layout).unwrap();
@@ -26,9 +27,15 @@ fn logits(threads: usize) -> Vec<u32> {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let one = logits(1);
+    let one = logits(1, Nodes::default());
     assert!(one.len() >= TOKENS);
     for threads in [2, 3, 7] {
-        assert!(logits(threads) == one, "{threads} threads");
+        assert!(logits(threads, Nodes::default()) == one, "{threads} threads");
+        for cores in [vec![vec![0], vec![1]], vec![vec![0], vec![0, 1], vec![1]]] {
+            assert!(
+                logits(threads, Nodes::new(cores.clone(), threads)) == one,
+                "{threads} threads, {cores:?}"
+            );
+        }
     }
 }
