@@ -32,7 +32,7 @@ pub(crate) trait Device: Backend {
 
 impl Device for Cpu {
     fn bandwidth(&mut self) -> Option<f64> {
-        Some(ds4_cpu::read_bandwidth(self.threads()))
+        ds4_cpu::read_bandwidth(self.threads()).ok()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ds4_cpu::kernels::{Columns, Input, Kernels, Level};
-use ds4_cpu::read_bandwidth;
+use ds4_cpu::{in_huge_pages, read_bandwidth};
 use ds4_gguf::TensorType;
 use std::hint::black_box;
 
@@ -37,15 +37,14 @@ fn panel(n: usize) -> Panel {
 }
 
 /// Rows of random blocks; the bits of scales are cleared so that no sum becomes NaN.
-fn rows(ty: TensorType) -> (Vec<u8>, usize) {
+fn rows(ty: TensorType) -> (impl std::ops::Deref<Target = [u8]>, usize) {
     let row = ty.bytes_of(WIDTH as u64) as usize;
     let mut state = 1u32;
-    let mut bytes: Vec<u8> = (0..BYTES / row * row)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8 & 0x3f
-        })
-        .collect();
+    let mut bytes = in_huge_pages(BYTES / row * row).unwrap();
+    for byte in &mut bytes[..] {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = (state >> 24) as u8 & 0x3f;
+    }
     if ty == TensorType::F16 {
         bytes.iter_mut().skip(1).step_by(2).for_each(|b| *b &= 0x33);
     }
@@ -56,7 +55,7 @@ fn rows(ty: TensorType) -> (Vec<u8>, usize) {
 /// from the second cache, multiply-adds a second.
 fn kernels(c: &mut Criterion) {
     use TensorType as T;
-    println!("one thread reads {:.1} GiB/s", read_bandwidth(1) / f64::from(1 << 30));
+    println!("one thread reads {:.1} GiB/s", read_bandwidth(1).unwrap() / f64::from(1 << 30));
     for ty in [T::Q8_0, T::Iq2Xxs, T::Q2K, T::Q4K, T::F16, T::F32] {
         let (weights, row) = rows(ty);
         for n in [1, 4, 64] {

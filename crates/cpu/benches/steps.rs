@@ -1,6 +1,6 @@
 //! Milliseconds of every step of a decode step and of a prefill at the widths of Flash, the weights a step reads, and
 //! the share of the read bandwidth that this is, which is measured in the same process on as many threads.
-//! `cargo bench -p ds4-cpu --bench steps`.
+//! `cargo bench -p ds4-cpu --bench steps`, of a file instead of random weights with `-- FILE.gguf`: it lies in larger pages.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use ds4_cpu::{Cpu, Options, read_bandwidth};
@@ -122,10 +122,14 @@ fn print(what: &str, watch: &Stopwatch, passes: usize, bytes: &[f64], bandwidth:
 
 fn main() {
     let synthetic = Synthetic { experts: 64, vocab: 16_384, ..Synthetic::flash(4) };
-    let (file, context, rows) = (synthetic.model().unwrap(), 4096, 256);
+    let file = match std::env::args().find(|arg| arg.ends_with(".gguf")) {
+        Some(path) => Gguf::open(path).unwrap(),
+        None => synthetic.model().unwrap(),
+    };
+    let (context, rows) = (4096, 256);
     let shape = ds4_model::Shape::from_gguf(&file).unwrap();
     let mut cpu = Cpu::new(&shape, Options { max_rows: rows, ..Options::default() }).unwrap();
-    let bandwidth = read_bandwidth(cpu.threads());
+    let bandwidth = read_bandwidth(cpu.threads()).unwrap();
     println!("{} threads, {:?} kernels; reads {:.1} GB/s", cpu.threads(), cpu.level(), bandwidth / 1e9);
     let model = Model::load(&mut cpu, &file, None).unwrap();
     let layout = Layout::new(&shape, KvFormat::Packed, false, context, rows);
