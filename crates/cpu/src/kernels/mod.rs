@@ -385,6 +385,9 @@ impl Product {
                 (many.multiply)(rows, x, &mut Target { out, stride, first: i * many.rows });
             }
         }
+        if rest.is_empty() {
+            return;
+        }
         if x.index.len() == 1 {
             return self.dots(rest, row_bytes, x, &mut out[whole..]);
         }
@@ -403,11 +406,8 @@ impl Product {
         }
     }
 
-    /// Multiplies weight rows with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
+    /// Multiplies weight rows, one at least, with the activation rows of `x`; `out`: `[weight rows, rows of x]`.
     pub fn dots(&self, rows: &[u8], row_bytes: usize, x: &Columns<'_>, out: &mut [f32]) {
-        if rows.is_empty() {
-            return;
-        }
         match self.decode {
             None => (self.dots)(rows, x, out),
             Some(ty) => ROW.with_borrow_mut(|buffer| {

@@ -21,20 +21,20 @@ pub(super) fn fours32<'a>(x: &Act32<'a>, n: usize) -> (&'a [[[i8; 32]; 4]], &'a 
     (&x.q.as_chunks().0.as_chunks().0[..n], &x.d.as_chunks().0[..n])
 }
 
-/// Activations of four blocks of 256.
-#[derive(Clone, Copy)]
-pub(super) struct Four<'a> {
-    pub(super) q: &'a [[i8; 256]; 4],
-    pub(super) sums: &'a [[i16; 16]; 4],
-    pub(super) d: &'a [f32; 4],
-}
-
-/// Activations of some times four blocks: as many of each kind, so that one check of a place does for all.
+/// Activations of some times four blocks of 256: as many of each kind, so that one check of a place does for all.
 #[derive(Clone, Copy)]
 pub(super) struct Fours<'a> {
     q: &'a [[[i8; 256]; 4]],
     sums: &'a [[[i16; 16]; 4]],
     d: &'a [[f32; 4]],
+}
+
+/// Activations of K blocks, four at most.
+#[derive(Clone, Copy)]
+pub(super) struct Few<'a, const K: usize> {
+    pub(super) q: &'a [[i8; 256]; K],
+    pub(super) sums: &'a [[i16; 16]; K],
+    pub(super) d: [f32; 4],
 }
 
 impl<'a> Fours<'a> {
@@ -48,31 +48,24 @@ impl<'a> Fours<'a> {
     }
 
     #[inline]
-    pub(super) fn get(&self, i: usize) -> Four<'a> {
-        Four { q: &self.q[i], sums: &self.sums[i], d: &self.d[i] }
+    pub(super) fn get(&self, i: usize) -> Few<'a, 4> {
+        Few { q: &self.q[i], sums: &self.sums[i], d: self.d[i] }
     }
 }
 
-/// What is left of a row behind its last four blocks, and zeros: these change no sum, as none is ever -0.
-#[derive(Clone, Copy)]
-pub(super) struct LastFour {
-    q: [[i8; 256]; 4],
-    sums: [[i16; 16]; 4],
-    d: [f32; 4],
+/// The last K blocks of a row: what is left behind its fours.
+#[inline]
+pub(super) fn last<'a, const K: usize>(x: &Act256<'a>) -> Option<Few<'a, K>> {
+    let d = padded(x.d.last_chunk::<K>()?);
+    Some(Few { q: x.q.as_chunks().0.last_chunk()?, sums: x.sums.as_chunks().0.last_chunk()?, d })
 }
 
-impl LastFour {
-    pub(super) fn of(x: &Act256<'_>, fours: usize) -> Self {
-        let mut last = LastFour { q: [[0; 256]; 4], sums: [[0; 16]; 4], d: [0.0; 4] };
-        last.q.iter_mut().zip(&x.q.as_chunks().0[4 * fours..]).for_each(|(to, q)| *to = *q);
-        last.sums.iter_mut().zip(&x.sums.as_chunks().0[4 * fours..]).for_each(|(to, sums)| *to = *sums);
-        last.d.iter_mut().zip(&x.d[4 * fours..]).for_each(|(to, d)| *to = *d);
-        last
-    }
-
-    pub(super) fn get(&self) -> Four<'_> {
-        Four { q: &self.q, sums: &self.sums, d: &self.d }
-    }
+/// Up to four scales, and zeros.
+#[inline]
+pub(super) fn padded(d: &[f32]) -> [f32; 4] {
+    let mut four = [0.0; 4];
+    four.iter_mut().zip(d).for_each(|(to, d)| *to = *d);
+    four
 }
 
 /// The sum of the lanes of each of four vectors. (An instruction adds neighbours, too, but takes as long as eight of these.)
@@ -108,71 +101,101 @@ pub(super) fn total(acc: __m128) -> f32 {
     (sums[0] + sums[1]) + (sums[2] + sums[3])
 }
 
+/// The `$k`th of K blocks with N columns. (Not a loop: the compiler unrolls it for some formats only, and keeps sums in memory for others.)
+macro_rules! one_block {
+    ($k:literal, $K:ident, $N:ident, $blocks:ident, $x:ident, $products:path, $ints:ident, $mins:ident) => {
+        if $k < $K {
+            let mut activations = [(&$x[0].q[$k], &$x[0].sums[$k]); $N];
+            for j in 1..$N {
+                activations[j] = (&$x[j].q[$k], &$x[j].sums[$k]);
+            }
+            let products = $products(&$blocks[$k], activations);
+            for j in 0..$N {
+                ($ints[j][$k], $mins[j][$k]) = products[j];
+            }
+        }
+    };
+}
+pub(super) use one_block;
+
 /// `dots` of a format of blocks of 256: one weight row with any activation rows. `$products` gives the lanes of a block's product with
 /// each of N activation blocks, and those of its minima with the sums; a weight is `$unit * d` times a quant less `dmin` times its minimum,
 /// if the format has minima. In scope must be `zero()` and `sums_of_four(p)`, the sums of the lanes of each of four vectors.
 macro_rules! block_dots {
     ($features:literal, $block:ty, $products:path, $unit:literal, $minimum:expr) => {
-        /// Four blocks and their activations.
+        /// Some blocks and their activations.
         #[inline]
         #[target_feature(enable = $features)]
-        fn add_four<const N: usize>(acc: &mut [__m128; N], four: &[$block; 4], x: [Four<'_>; N]) {
+        fn add_few<const K: usize, const N: usize>(
+            acc: &mut [__m128; N],
+            blocks: &[$block; K],
+            x: [Few<'_, K>; N],
+        ) {
             const MINIMUM: Option<fn(&$block) -> [u8; 2]> = $minimum;
             let mut ints = [[zero(); 4]; N];
             let mut mins = [[zero(); 4]; N];
-            for k in 0..4 {
-                let mut blocks = [(&x[0].q[k], &x[0].sums[k]); N];
-                for j in 1..N {
-                    blocks[j] = (&x[j].q[k], &x[j].sums[k]);
-                }
-                let products = $products(&four[k], blocks);
-                for j in 0..N {
-                    (ints[j][k], mins[j][k]) = products[j];
-                }
+            one_block!(0, K, N, blocks, x, $products, ints, mins);
+            one_block!(1, K, N, blocks, x, $products, ints, mins);
+            one_block!(2, K, N, blocks, x, $products, ints, mins);
+            one_block!(3, K, N, blocks, x, $products, ints, mins);
+            let mut d = [[0; 2]; 4];
+            for k in 0..K {
+                d[k] = blocks[k].d;
             }
-            let d = four_halves([four[0].d, four[1].d, four[2].d, four[3].d]);
-            let d = _mm_mul_ps(d, _mm_set1_ps($unit));
+            let d = _mm_mul_ps(four_halves(d), _mm_set1_ps($unit));
             for j in 0..N {
-                acc[j] = add_blocks(acc[j], sums_of_four(ints[j]), d, floats(x[j].d));
+                acc[j] = add_blocks(acc[j], sums_of_four(ints[j]), d, floats(&x[j].d));
             }
             if let Some(minimum) = MINIMUM {
-                let dmin =
-                    four_halves([minimum(&four[0]), minimum(&four[1]), minimum(&four[2]), minimum(&four[3])]);
-                let dmin = _mm_sub_ps(_mm_setzero_ps(), dmin);
+                let mut dmin = [[0; 2]; 4];
+                for k in 0..K {
+                    dmin[k] = minimum(&blocks[k]);
+                }
+                let dmin = _mm_sub_ps(_mm_setzero_ps(), four_halves(dmin));
                 for j in 0..N {
-                    acc[j] = add_blocks(acc[j], sums_of_four(mins[j]), dmin, floats(x[j].d));
+                    acc[j] = add_blocks(acc[j], sums_of_four(mins[j]), dmin, floats(&x[j].d));
                 }
             }
+        }
+
+        /// The last blocks of a row.
+        #[target_feature(enable = $features)]
+        fn add_last<const K: usize, const N: usize>(
+            acc: &mut [__m128; N],
+            row: &[$block],
+            x: &[Act256<'_>; N],
+        ) {
+            let (Some(blocks), Some(first)) = (row.last_chunk::<K>(), last(&x[0])) else { return };
+            let mut few = [first; N];
+            for j in 1..N {
+                few[j] = last(&x[j]).unwrap_or(first);
+            }
+            add_few(acc, blocks, few);
         }
 
         #[target_feature(enable = $features)]
         fn row_tile<const N: usize>(rows: &[u8], x: [Act256<'_>; N], out: &mut [f32], columns: usize) {
             let fours = x[0].d.len() / 4;
-            let mut q = [Fours::of(&x[0], fours); N];
-            let mut last = [LastFour::of(&x[0], fours); N];
+            let mut whole = [Fours::of(&x[0], fours); N];
             for j in 1..N {
-                q[j] = Fours::of(&x[j], fours);
-                last[j] = LastFour::of(&x[j], fours);
+                whole[j] = Fours::of(&x[j], fours);
             }
             for (row, out) in each_row::<$block>(rows, out, columns) {
                 let mut acc = [_mm_setzero_ps(); N];
-                let (whole, rest) = row.as_chunks::<4>();
-                for (i, four) in whole[..fours].iter().enumerate() {
+                let (row_fours, rest) = row.as_chunks::<4>();
+                for (i, four) in row_fours[..fours].iter().enumerate() {
                     prefetch(four);
-                    let mut x = [q[0].get(i); N];
+                    let mut x = [whole[0].get(i); N];
                     for j in 1..N {
-                        x[j] = q[j].get(i);
+                        x[j] = whole[j].get(i);
                     }
-                    add_four(&mut acc, four, x);
+                    add_few(&mut acc, four, x);
                 }
-                if !rest.is_empty() {
-                    let mut four: [$block; 4] = bytemuck::Zeroable::zeroed();
-                    four[..rest.len()].copy_from_slice(rest);
-                    let mut x = [last[0].get(); N];
-                    for j in 1..N {
-                        x[j] = last[j].get();
-                    }
-                    add_four(&mut acc, &four, x);
+                match rest.len() {
+                    1 => add_last::<1, N>(&mut acc, row, &x),
+                    2 => add_last::<2, N>(&mut acc, row, &x),
+                    3 => add_last::<3, N>(&mut acc, row, &x),
+                    _ => {}
                 }
                 for j in 0..N {
                     out[j] = total(acc[j]);

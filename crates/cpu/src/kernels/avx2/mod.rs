@@ -15,8 +15,8 @@ pub(super) mod tile;
 use super::float::float_kernels;
 use super::prefetch::prefetch;
 use super::row::{
-    Four, Fours, LastFour, add_blocks, block_dots, floats, four_halves, fours32, q8_0_dots, sums_of_four,
-    total,
+    Few, Fours, add_blocks, block_dots, floats, four_halves, fours32, last, one_block, q8_0_dots,
+    sums_of_four, total,
 };
 use super::small::{self, Heads, Mix, Small, small_kernels};
 use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, each_row, tiles};

@@ -9,9 +9,10 @@ use super::{GRID, Half, load, places};
 use crate::kernels::avx2::zero;
 use crate::kernels::avx512::tile::store;
 use crate::kernels::prefetch::prefetch;
-use crate::kernels::row::{add_blocks, floats, four_halves, sums_of_four, total};
+use crate::kernels::row::{add_blocks, floats, four_halves, padded, sums_of_four, total};
 use crate::kernels::tile::IQ2_MIDDLE;
 use crate::kernels::{Columns, each_row};
+use bytemuck::Zeroable;
 use ds4_quant::act::Act256;
 use ds4_quant::{BlockIq2Xxs, iq2_signs};
 use std::arch::x86_64::*;
@@ -49,8 +50,11 @@ const fn weights(magnitude: u32, sign: u32) -> [u8; 64] {
 /// For the first two weights of half a code the index is their magnitudes, then their signs; for the others their signs come first.
 static WEIGHTS: [[u8; 64]; 4] = [weights(0, 4), weights(2, 5), weights(2, 0), weights(4, 1)];
 
+/// What is behind the end of a row: its products are times zero.
+static NO_WEIGHTS: BlockIq2Xxs = BlockIq2Xxs { d: [0; 2], groups: [[0; 8]; 8] };
+
 /// Activations of two blocks, in lines of the cache.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroable)]
 #[repr(align(64))]
 struct Pair {
     /// The `i`th of every eight values, of eight times eight codes.
@@ -60,7 +64,7 @@ struct Pair {
 }
 
 /// Activations of four blocks.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroable)]
 struct Four {
     pairs: [Pair; 2],
     d: [f32; 4],
@@ -80,33 +84,28 @@ static COLUMNS: [u8; 64] = {
     places
 };
 
-/// Lays a column out, behind its end zeros.
+/// Lays a column out. What was there before stays behind its end, where weights are zeros.
 #[target_feature(
     enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
 )]
-fn lay_out(x: &Act256<'_>, fours: &mut Vec<Four>) {
+fn lay_out(x: &Act256<'_>, fours: &mut [Four]) {
     let (q, sums): (&[[i8; 256]], &[[i16; 16]]) = (x.q.as_chunks().0, x.sums.as_chunks().0);
-    for ((q, sums), d) in q.chunks(4).zip(sums.chunks(4)).zip(x.d.chunks(4)) {
-        let mut four = Four { pairs: [Pair { q: [[[0; 8]; 8]; 8], offsets: [0; 16] }; 2], d: [0.0; 4] };
-        four.d[..d.len()].copy_from_slice(d);
-        for (b, (q, sums)) in q.iter().zip(sums).enumerate() {
-            let (pair, half) = (&mut four.pairs[b / 2], b % 2);
-            for (codes, eights) in q.as_chunks::<64>().0.iter().enumerate() {
-                let mut columns = [[0; 8]; 8];
-                store(
-                    _mm512_permutexvar_epi8(load(&COLUMNS), load(bytemuck::cast_ref(eights))),
-                    &mut columns,
-                );
-                for (plane, column) in pair.q.iter_mut().zip(columns) {
-                    plane[4 * half + codes] = column;
-                }
-            }
-            let offsets = &mut pair.offsets[8 * half..8 * half + 8];
-            for (offset, [a, b]) in offsets.iter_mut().zip(sums.as_chunks().0) {
-                *offset = -i32::from(IQ2_MIDDLE) * (i32::from(*a) + i32::from(*b));
+    for (four, d) in fours.iter_mut().zip(x.d.chunks(4)) {
+        four.d = padded(d);
+    }
+    for (b, (q, sums)) in q.iter().zip(sums).enumerate() {
+        let (pair, half) = (&mut fours[b / 4].pairs[b % 4 / 2], b % 2);
+        for (codes, eights) in q.as_chunks::<64>().0.iter().enumerate() {
+            let mut columns = [[0; 8]; 8];
+            store(_mm512_permutexvar_epi8(load(&COLUMNS), load(bytemuck::cast_ref(eights))), &mut columns);
+            for (plane, column) in pair.q.iter_mut().zip(columns) {
+                plane[4 * half + codes] = column;
             }
         }
-        fours.push(four);
+        let offsets = &mut pair.offsets[8 * half..8 * half + 8];
+        for (offset, [a, b]) in offsets.iter_mut().zip(sums.as_chunks().0) {
+            *offset = -i32::from(IQ2_MIDDLE) * (i32::from(*a) + i32::from(*b));
+        }
     }
 }
 
@@ -162,22 +161,28 @@ fn products<const N: usize>(tables: &Tables, blocks: [&BlockIq2Xxs; 2], x: [&Pai
 #[target_feature(
     enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
 )]
-fn add_four<const N: usize>(tables: &Tables, acc: &mut [__m128; N], four: &[BlockIq2Xxs; 4], x: [&Four; N]) {
-    let mut pairs = [[&x[0].pairs[0]; N]; 2];
-    for j in 0..N {
-        (pairs[0][j], pairs[1][j]) = (&x[j].pairs[0], &x[j].pairs[1]);
+fn add_pairs<const PAIRS: usize, const N: usize>(
+    tables: &Tables,
+    acc: &mut [__m128; N],
+    four: [&BlockIq2Xxs; 4],
+    x: [&Four; N],
+) {
+    let mut ints = [[zero(); 4]; N];
+    for p in 0..PAIRS {
+        let mut pairs = [&x[0].pairs[p]; N];
+        for j in 1..N {
+            pairs[j] = &x[j].pairs[p];
+        }
+        let products = products(tables, [four[2 * p], four[2 * p + 1]], pairs);
+        for j in 0..N {
+            ints[j][2 * p] = _mm512_castsi512_si256(products[j]);
+            ints[j][2 * p + 1] = _mm512_extracti64x4_epi64::<1>(products[j]);
+        }
     }
-    let first = products(tables, [&four[0], &four[1]], pairs[0]);
-    let second = products(tables, [&four[2], &four[3]], pairs[1]);
     let d = four_halves([four[0].d, four[1].d, four[2].d, four[3].d]);
     let d = _mm_mul_ps(d, _mm_set1_ps(0.125));
     for j in 0..N {
-        let mut ints = [zero(); 4];
-        for (k, pair) in [first[j], second[j]].into_iter().enumerate() {
-            ints[2 * k] = _mm512_castsi512_si256(pair);
-            ints[2 * k + 1] = _mm512_extracti64x4_epi64::<1>(pair);
-        }
-        acc[j] = add_blocks(acc[j], sums_of_four(ints), d, floats(&x[j].d));
+        acc[j] = add_blocks(acc[j], sums_of_four(ints[j]), d, floats(&x[j].d));
     }
 }
 
@@ -204,16 +209,19 @@ fn row_tile<const N: usize>(rows: &[u8], fours: [&[Four]; N], out: &mut [f32], c
             for j in 1..N {
                 x_four[j] = &x[j][i];
             }
-            add_four(&tables, &mut acc, four, x_four);
+            add_pairs::<2, N>(&tables, &mut acc, four.each_ref(), x_four);
         }
-        if !rest.is_empty() {
-            let mut four: [BlockIq2Xxs; 4] = bytemuck::Zeroable::zeroed();
-            four[..rest.len()].copy_from_slice(rest);
+        if let [first, others @ ..] = rest {
+            let behind = |k: usize| others.get(k).unwrap_or(&NO_WEIGHTS);
+            let four = [first, behind(0), behind(1), &NO_WEIGHTS];
             let mut x_four = [&x[0][whole.len()]; N];
             for j in 1..N {
                 x_four[j] = &x[j][whole.len()];
             }
-            add_four(&tables, &mut acc, &four, x_four);
+            match rest.len() {
+                1 | 2 => add_pairs::<1, N>(&tables, &mut acc, four, x_four),
+                _ => add_pairs::<2, N>(&tables, &mut acc, four, x_four),
+            }
         }
         for j in 0..N {
             out[j] = total(acc[j]);
@@ -229,11 +237,14 @@ pub(super) fn dots(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     FOURS.with_borrow_mut(|fours| {
         for first in (0..columns).step_by(4) {
             let n = (columns - first).min(4);
-            fours.clear();
-            for j in first..first + n {
-                lay_out(&x.act256(j), fours);
+            let each = (x.len / 256).div_ceil(4);
+            if fours.len() < n * each {
+                fours.resize(n * each, Four::zeroed());
             }
-            let of = |j: usize| &fours[fours.len() / n * j..fours.len() / n * (j + 1)];
+            for (j, fours) in fours.chunks_exact_mut(each).enumerate().take(n) {
+                lay_out(&x.act256(first + j), fours);
+            }
+            let of = |j: usize| &fours[each * j..each * (j + 1)];
             let out = &mut out[first..];
             match n {
                 1 => row_tile(rows, [of(0)], out, columns),
