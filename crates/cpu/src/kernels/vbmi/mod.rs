@@ -40,55 +40,25 @@ static GRID: [[u8; 256]; 2] = {
     grid
 };
 
-/// The tables of half a code in registers.
-#[derive(Clone, Copy)]
-struct Half {
-    grid: [__m512i; 4],
-    signs: [__m512i; 2],
-}
-
-impl Half {
-    #[inline]
-    #[target_feature(
-        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-    )]
-    fn new(grid: &[u8; 256], signs: &[u8; 128]) -> Self {
-        // Not known to be constants: else they would be loaded again wherever they are used.
-        let (grid, signs) =
-            (std::hint::black_box(grid).as_chunks().0, std::hint::black_box(signs).as_chunks().0);
-        Half {
-            grid: [load(&grid[0]), load(&grid[1]), load(&grid[2]), load(&grid[3])],
-            signs: [load(&signs[0]), load(&signs[1])],
-        }
-    }
-
-    /// The grid's bytes of 64 codes, of which `upper` are from 128 on.
-    #[inline]
-    #[target_feature(
-        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-    )]
-    fn magnitudes(&self, codes: __m512i, upper: __mmask64) -> __m512i {
-        let low = _mm512_permutex2var_epi8(self.grid[0], codes, self.grid[1]);
-        let high = _mm512_permutex2var_epi8(self.grid[2], codes, self.grid[3]);
-        _mm512_mask_blend_epi8(upper, low, high)
-    }
-}
-
-/// The grid's bytes of 64 codes.
+/// A table of the grid in registers.
 #[inline]
 #[target_feature(
     enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
 )]
-fn look_up(codes: __m512i) -> [__m512i; 2] {
-    let upper = _mm512_movepi8_mask(codes);
-    let mut out = [codes; 2];
-    for (out, grid) in out.iter_mut().zip(&GRID) {
-        let quarters = grid.as_chunks::<64>().0;
-        let low = _mm512_permutex2var_epi8(load(&quarters[0]), codes, load(&quarters[1]));
-        let high = _mm512_permutex2var_epi8(load(&quarters[2]), codes, load(&quarters[3]));
-        *out = _mm512_mask_blend_epi8(upper, low, high);
-    }
-    out
+fn quarters(grid: &[u8; 256]) -> [__m512i; 4] {
+    let quarters = grid.as_chunks().0;
+    [load(&quarters[0]), load(&quarters[1]), load(&quarters[2]), load(&quarters[3])]
+}
+
+/// The grid's bytes of 64 codes, of which `upper` are from 128 on.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
+)]
+fn magnitudes(grid: [__m512i; 4], codes: __m512i, upper: __mmask64) -> __m512i {
+    let low = _mm512_permutex2var_epi8(grid[0], codes, grid[1]);
+    let high = _mm512_permutex2var_epi8(grid[2], codes, grid[3]);
+    _mm512_mask_blend_epi8(upper, low, high)
 }
 
 /// Places in eight bytes, of which `at` gives four for the word `i`.
@@ -97,13 +67,21 @@ const fn places(at: [u8; 4]) -> i64 {
     i64::from_le_bytes([a, b, c, d, a + 32, b + 32, c + 32, d + 32])
 }
 
-/// What a table of 128 bytes has for the four seven bits of signs of each word.
+/// The four seven bits of signs of each word.
 #[inline]
 #[target_feature(
     enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
 )]
-fn of_signs(aux: __m512i, table: &[u8; 128]) -> __m512i {
-    let (low, high) = (&table.as_chunks::<64>().0[0], &table.as_chunks::<64>().0[1]);
-    let sevens = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places([0, 7, 14, 21])), aux);
-    _mm512_permutex2var_epi8(load(low), sevens, load(high))
+fn sevens(aux: __m512i) -> __m512i {
+    _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places([0, 7, 14, 21])), aux)
+}
+
+/// A table of what signs mean in registers.
+#[inline]
+#[target_feature(
+    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
+)]
+fn halves(signs: &[u8; 128]) -> [__m512i; 2] {
+    let halves = signs.as_chunks().0;
+    [load(&halves[0]), load(&halves[1])]
 }
