@@ -1,7 +1,8 @@
-//! AVX-512 without VNNI. Floats; and integer formats with many activation rows ([`super::tile`]). One weight row of these uses the AVX2
-//! kernels: its cost is unpacking and scaling blocks of 32, which two blocks in a 512-bit vector did not make cheaper.
+//! AVX-512 without VNNI. Floats; integer formats with many activation rows ([`super::tile`]); and IQ2_XXS with few. One weight row of the
+//! others uses the AVX2 kernels: its cost is unpacking and scaling blocks of 32, which two blocks in a 512-bit vector did not make cheaper.
 #![allow(unsafe_code)]
 
+mod iq2_xxs;
 pub(super) mod tile;
 
 use super::float::float_kernels;
@@ -29,7 +30,9 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q4_k(rows, x, out) }),
     // SAFETY: as above.
-    iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
+    iq2_xxs: |rows, x, out| unsafe { iq2_xxs::dots(rows, x, out) },
+    // SAFETY: as above.
+    iq2_xxs_rows: ManyRows::twice_many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.
     dot: |a, b| unsafe { dot(a, b) },
     // SAFETY: as above.

@@ -6,6 +6,7 @@
 mod row;
 mod tile;
 
+use super::avx512::TILE_ROWS;
 use super::avx512::tile::load_bytes as load;
 use super::{Kernels, Level, ManyRows, vnni};
 use ds4_quant::IQ2XXS_GRID;
@@ -15,12 +16,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     level: Level::Vbmi,
     // SAFETY: the table is handed out by `Kernels::new` only where the CPU has the features; so below.
     iq2_xxs: |rows, x, out| unsafe { row::dots(rows, x, out) },
-    iq2_xxs_rows: Some(ManyRows {
-        rows: super::avx512::TILE_ROWS,
-        least: 2 * super::MANY,
-        // SAFETY: as above.
-        multiply: |rows, x, out| unsafe { tile::rows(rows, x, out) },
-    }),
+    // SAFETY: as above.
+    iq2_xxs_rows: ManyRows::twice_many(TILE_ROWS, |rows, x, out| unsafe { tile::rows(rows, x, out) }),
     ..vnni::KERNELS
 };
 

@@ -1,7 +1,7 @@
 //! AVX-512 with VNNI: four products of bytes and their sum in one instruction.
 //!
 //! A format has two kernels that give the same bits: [`super::row`] for few activation rows, bound by memory (IQ2_XXS has that
-//! of AVX2: its cost is look-ups), and [`super::tile`] for many.
+//! of AVX-512: its cost is look-ups), and [`super::tile`] for many.
 #![allow(unsafe_code)]
 
 mod index;
@@ -37,7 +37,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q4_k(rows, x, out) }),
     // SAFETY: as above.
-    iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
+    iq2_xxs_rows: ManyRows::twice_many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.
     index_scores: |query, keys, scores| unsafe { index::scores(query, keys, scores) },
     ..avx512::KERNELS
