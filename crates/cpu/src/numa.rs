@@ -155,4 +155,18 @@ mod tests {
             one.bind(0);
         }
     }
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn threads_are_bound_to_the_cores_of_their_node() {
+        let &[first, .., last] = &system::allowed()[..] else { return };
+        let nodes = Nodes::new(vec![vec![first], vec![last]], 2);
+        for (thread, core) in [(0, first), (1, last)] {
+            let nodes = nodes.clone();
+            let bound = std::thread::spawn(move || {
+                nodes.bind(thread);
+                system::allowed()
+            });
+            assert_eq!(bound.join().unwrap(), [core]);
+        }
+    }
 }

@@ -175,7 +175,7 @@ mod tests {
         }
     }
 
-    /// Two nodes of a core each: threads run where they are bound, and every block is done once.
+    /// Two nodes of a core each: every block is done once.
     #[test]
     fn weights_are_split_over_nodes() {
         let nodes = Nodes::new(vec![vec![0], vec![1]], 4);

@@ -212,6 +212,21 @@ macro_rules! tiles {
 }
 pub(crate) use tiles;
 
+/// `$tile::<N>(rows, x, out, columns)` with the N columns `of(0)` to `of(N - 1)`, one to four.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tile_of {
+    ($n:expr, $of:ident, $tile:ident($rows:expr, $out:expr, $columns:expr)) => {
+        match $n {
+            1 => $tile($rows, [$of(0)], $out, $columns),
+            2 => $tile($rows, [$of(0), $of(1)], $out, $columns),
+            3 => $tile($rows, [$of(0), $of(1), $of(2)], $out, $columns),
+            _ => $tile($rows, [$of(0), $of(1), $of(2), $of(3)], $out, $columns),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use tile_of;
+
 /// Weight rows of the type `B`, one behind the other, and where their products go: `out[r * columns..]` for row `r`.
 #[inline]
 pub(crate) fn each_row<'a, B: bytemuck::Pod>(

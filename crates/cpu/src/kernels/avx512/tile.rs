@@ -89,13 +89,19 @@ pub(in crate::kernels) fn halves(d: &[[u8; 2]; ROWS]) -> [f32; ROWS] {
     out
 }
 
+/// The same 16 bytes four times.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) fn four_times(table: &[u8; 16]) -> __m512i {
+    // SAFETY: there are 16 bytes; the load needs no alignment.
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table.as_ptr().cast()) })
+}
+
 /// Bytes of a table from their places in it.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 fn look_up(table: &[u8; 16], places: __m512i) -> __m512i {
-    // SAFETY: there are 16 bytes; the load needs no alignment.
-    let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
-    _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), places)
+    _mm512_shuffle_epi8(four_times(table), places)
 }
 
 /// The bytes of every lane from their places in it.

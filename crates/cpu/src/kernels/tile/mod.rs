@@ -161,6 +161,21 @@ pub(super) static PAIRS: [[u8; 16]; 2] = [in_words([0, 128, 1, 128]), in_words([
 pub(super) static EVERYWHERE: [[u8; 16]; 4] =
     [in_words([0; 4]), in_words([1; 4]), in_words([2; 4]), in_words([3; 4])];
 
+/// Magnitudes of IQ2_XXS, of which two bits name one.
+#[cfg(target_arch = "x86_64")]
+pub(super) const IQ2_MAGNITUDES: [u8; 4] = [8, 25, 43, 0];
+
+/// The eight magnitudes of a code of IQ2_XXS, two bits each, the first in the lowest.
+#[cfg(target_arch = "x86_64")]
+pub(super) const fn iq2_fields(code: usize) -> u16 {
+    let (mut fields, mut k) = (0, 0);
+    while k < 8 {
+        fields |= (ds4_quant::IQ2XXS_GRID[code][k] as u16 / 20) << (2 * k);
+        k += 1;
+    }
+    fields
+}
+
 /// Of every four bits the eighth bit that makes the number of ones even.
 pub(super) static PARITY: [u8; 16] = {
     let mut parity = [0; 16];

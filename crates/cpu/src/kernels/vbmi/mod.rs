@@ -8,8 +8,8 @@ mod tile;
 
 use super::avx512::TILE_ROWS;
 use super::avx512::tile::load_bytes as load;
+use super::tile::iq2_fields;
 use super::{Kernels, Level, ManyRows, vnni};
-use ds4_quant::IQ2XXS_GRID;
 use std::arch::x86_64::*;
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -23,15 +23,9 @@ pub(super) const KERNELS: Kernels = Kernels {
 
 /// Of every code the byte of its first four magnitudes, then the byte of the others.
 static GRID: [[u8; 256]; 2] = {
-    let mut grid = [[0; 256]; 2];
-    let mut code = 0;
+    let (mut grid, mut code) = ([[0; 256]; 2], 0);
     while code < 256 {
-        let mut k = 0;
-        while k < 8 {
-            let level = IQ2XXS_GRID[code][k] / 20;
-            grid[k / 4][code] |= level << (2 * (k % 4));
-            k += 1;
-        }
+        [grid[0][code], grid[1][code]] = iq2_fields(code).to_le_bytes();
         code += 1;
     }
     grid
