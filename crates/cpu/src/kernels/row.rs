@@ -118,11 +118,26 @@ macro_rules! one_block {
 }
 pub(super) use one_block;
 
-/// `dots` of a format of blocks of 256: one weight row with any activation rows. `$products` gives the lanes of a block's product with
-/// each of N activation blocks, and those of its minima with the sums; a weight is `$unit * d` times a quant less `dmin` times its minimum,
-/// if the format has minima. In scope must be `zero()` and `sums_of_four(p)`, the sums of the lanes of each of four vectors.
+/// The lanes of the products of K blocks and of those of their minima: of each block by itself, or of all together.
+macro_rules! few_blocks {
+    (each $products:path, $K:ident, $N:ident, $blocks:ident, $x:ident, $ints:ident, $mins:ident) => {
+        one_block!(0, $K, $N, $blocks, $x, $products, $ints, $mins);
+        one_block!(1, $K, $N, $blocks, $x, $products, $ints, $mins);
+        one_block!(2, $K, $N, $blocks, $x, $products, $ints, $mins);
+        one_block!(3, $K, $N, $blocks, $x, $products, $ints, $mins);
+    };
+    (all $products:path, $K:ident, $N:ident, $blocks:ident, $x:ident, $ints:ident, $mins:ident) => {
+        $products($blocks, &$x, (&mut $ints, &mut $mins));
+    };
+}
+pub(super) use few_blocks;
+
+/// `dots` of a format of blocks of 256: one weight row with any activation rows. `each $products` gives the lanes of a block's product with
+/// each of N activation blocks, and those of its minima with the sums, `all $products` those of K blocks; a weight is `$unit * d` times a
+/// quant less `dmin` times its minimum, if the format has minima. In scope must be `zero()` and `sums_of_four(p)`, the sums of the lanes of
+/// each of four vectors.
 macro_rules! block_dots {
-    ($features:literal, $block:ty, $products:path, $unit:literal, $minimum:expr) => {
+    ($features:literal, $block:ty, $how:ident $products:path, $unit:literal, $minimum:expr) => {
         /// Some blocks and their activations.
         #[inline]
         #[target_feature(enable = $features)]
@@ -134,10 +149,7 @@ macro_rules! block_dots {
             const MINIMUM: Option<fn(&$block) -> [u8; 2]> = $minimum;
             let mut ints = [[zero(); 4]; N];
             let mut mins = [[zero(); 4]; N];
-            one_block!(0, K, N, blocks, x, $products, ints, mins);
-            one_block!(1, K, N, blocks, x, $products, ints, mins);
-            one_block!(2, K, N, blocks, x, $products, ints, mins);
-            one_block!(3, K, N, blocks, x, $products, ints, mins);
+            few_blocks!($how $products, K, N, blocks, x, ints, mins);
             let mut d = [[0; 2]; 4];
             for k in 0..K {
                 d[k] = blocks[k].d;

@@ -15,7 +15,7 @@ pub(super) mod tile;
 use super::float::float_kernels;
 use super::prefetch::prefetch;
 use super::row::{
-    Few, Fours, add_blocks, block_dots, floats, four_halves, fours32, last, one_block, q8_0_dots,
+    Few, Fours, add_blocks, block_dots, few_blocks, floats, four_halves, fours32, last, one_block, q8_0_dots,
     sums_of_four, total,
 };
 use super::small::{self, Heads, Mix, Small, small_kernels};

@@ -71,4 +71,4 @@ fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) 
     out
 }
 
-block_dots!("avx2,fma,f16c", BlockQ2K, products, 0.0625, Some(|block| block.dmin));
+block_dots!("avx2,fma,f16c", BlockQ2K, each products, 0.0625, Some(|block| block.dmin));

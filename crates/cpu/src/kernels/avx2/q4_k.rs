@@ -60,4 +60,4 @@ fn products<const N: usize>(block: &BlockQ4K, x: [(&[i8; 256], &[i16; 16]); N]) 
     out
 }
 
-block_dots!("avx2,fma,f16c", BlockQ4K, products, 1.0, Some(|block| block.dmin));
+block_dots!("avx2,fma,f16c", BlockQ4K, each products, 1.0, Some(|block| block.dmin));

@@ -49,7 +49,7 @@ fn products<const N: usize>(block: &BlockQ2K, x: [(&[i8; 256], &[i16; 16]); N]) 
 block_dots!(
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
     BlockQ2K,
-    products,
+    each products,
     0.0625,
     Some(|block| block.dmin)
 );

@@ -46,7 +46,7 @@ fn products<const N: usize>(block: &BlockQ4K, x: [(&[i8; 256], &[i16; 16]); N]) 
 block_dots!(
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
     BlockQ4K,
-    products,
+    each products,
     1.0,
     Some(|block| block.dmin)
 );
