@@ -97,6 +97,27 @@ macro_rules! columns {
             splat(bytemuck::cast(x.as_chunks::<4>().0[four]))
         }
 
+        /// Minima of block `b` times the sums of the activations under them.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn minima_products<const N: usize>(
+            packed: &[Packed<LANES>; 2],
+            b: usize,
+            sums: [&[i16; 16]; N],
+        ) -> [[$vector; N]; 2] {
+            let mut out = [[zero(); N]; 2];
+            for k in 0..8 {
+                let w = [words(&packed[0].minima[b][k]), words(&packed[1].minima[b][k])];
+                for c in 0..N {
+                    let two: [i16; 2] = sums[c].as_chunks::<2>().0[k];
+                    let two = splat(bytemuck::cast(two));
+                    out[0][c] = pairs(out[0][c], w[0], two);
+                    out[1][c] = pairs(out[1][c], w[1], two);
+                }
+            }
+            out
+        }
+
         /// Columns `j..j + N` of the product.
         #[target_feature(enable = $features)]
         fn columns<F: Form, const N: usize>(
@@ -111,13 +132,21 @@ macro_rules! columns {
                 rows[c] = x.act256(j + c);
             }
             let steps = if $wide { 8 } else { F::STEPS };
-            // Wide sums without scales are one sum over the block.
-            let one_sum = $wide && !F::SCALED;
+            // Wide sums without scales are one sum over the block; those of signed quants start with what makes up for their offset.
+            let (one_sum, offsets_first) = ($wide && !F::SCALED, $wide && F::SIGNED);
             let mut acc = [[[no_floats(); N]; 4]; 2];
             for b in 0..packed[0].q.len() {
                 let mut x: [&[i8; 256]; N] = [&rows[0].q.as_chunks().0[b]; N];
+                let mut sums: [&[i16; 16]; N] = [&rows[0].sums.as_chunks().0[b]; N];
                 for c in 1..N {
                     x[c] = &rows[c].q.as_chunks().0[b];
+                    sums[c] = &rows[c].sums.as_chunks().0[b];
+                }
+                let mut offsets = [[0; 8]; N];
+                if offsets_first {
+                    for c in 0..N {
+                        offsets[c] = $crate::kernels::tile::iq2_offsets(sums[c]);
+                    }
                 }
                 let (low, high) = (&packed[0].q[b].0, &packed[1].q[b].0);
                 let scales = [&packed[0].scales[b], &packed[1].scales[b]];
@@ -125,6 +154,12 @@ macro_rules! columns {
                 for g in 0..8 {
                     for part in 0..8 / steps {
                         let mut sum = if one_sum { int } else { [[zero(); N]; 2] };
+                        if offsets_first {
+                            for c in 0..N {
+                                let offset = splat(offsets[c][g]);
+                                (sum[0][c], sum[1][c]) = (offset, offset);
+                            }
+                        }
                         for k in steps * part..steps * (part + 1) {
                             let w = [load(&low[g][k]), load(&high[g][k])];
                             for c in 0..N {
@@ -145,23 +180,29 @@ macro_rules! columns {
                         }
                     }
                 }
-                for h in 0..2 {
-                    let mut minima = [zero(); N];
-                    for k in 0..8 {
-                        let w = words(&packed[h].minima[b][k]);
+                if F::SIGNED && !offsets_first {
+                    let minima = minima_products(packed, b, sums);
+                    for h in 0..2 {
                         for c in 0..N {
-                            let sums: [i16; 2] = rows[c].sums.as_chunks::<16>().0[b].as_chunks::<2>().0[k];
-                            minima[c] = pairs(minima[c], w, splat(bytemuck::cast(sums)));
+                            int[h][c] = subtract(int[h][c], minima[h][c]);
                         }
                     }
+                }
+                for h in 0..2 {
                     let d = scaled_floats(floats(&packed[h].d[b]), F::UNIT);
-                    let dmin = floats(&packed[h].dmin[b]);
                     for c in 0..N {
-                        let (scale, acc) = (rows[c].d[b], &mut acc[h][b % 4][c]);
-                        let quants = if F::SIGNED { subtract(int[h][c], minima[c]) } else { int[h][c] };
-                        *acc = add_block(*acc, quants, scaled_floats(d, scale));
-                        if !F::SIGNED {
-                            *acc = subtract_block(*acc, minima[c], scaled_floats(dmin, scale));
+                        let acc = &mut acc[h][b % 4][c];
+                        *acc = add_block(*acc, int[h][c], scaled_floats(d, rows[c].d[b]));
+                    }
+                }
+                // After the quants: there are not registers enough for both.
+                if !F::SIGNED {
+                    let minima = minima_products(packed, b, sums);
+                    for h in 0..2 {
+                        let dmin = floats(&packed[h].dmin[b]);
+                        for c in 0..N {
+                            let acc = &mut acc[h][b % 4][c];
+                            *acc = subtract_block(*acc, minima[h][c], scaled_floats(dmin, rows[c].d[b]));
                         }
                     }
                 }

@@ -182,8 +182,8 @@ macro_rules! lay_outs {
             or(right_32::<27>(signs), splat(1))
         }
 
-        /// Scales of each row's groups, whose codes and signs `words` has side by side, and what makes them unsigned adds in each of 32
-        /// quants, for either half of them.
+        /// Scales of each row's groups, whose codes and signs `words` has side by side; and, where sums of products are in pairs, what the
+        /// quants' offset adds in each of 32 of them, for either half of these.
         #[inline]
         #[target_feature(enable = $features)]
         pub(in crate::kernels) fn lay_out_groups<const PAIRED: bool>(
@@ -197,7 +197,9 @@ macro_rules! lay_outs {
                 let scales = scales_of(words[2 * g + 1]);
                 let twice = or(scales, left_32::<16>(scales));
                 store(if PAIRED { twice } else { scales }, &mut packed.scales[b][g]);
-                store(left_32::<6>(twice), &mut packed.minima[b][g]);
+                if PAIRED {
+                    store(left_32::<6>(twice), &mut packed.minima[b][g]);
+                }
             }
             let mut d = [[0; 2]; $lanes];
             for r in 0..$lanes {

@@ -37,7 +37,7 @@ pub(super) trait Form: bytemuck::Pod {
     const STEPS: usize;
     /// Groups of 32 have scales.
     const SCALED: bool;
-    /// Minima belong to the quants' sum, as the offset that made them unsigned.
+    /// Quants have an offset that made them unsigned.
     const SIGNED: bool;
     /// A weight is `UNIT * d` times a quant.
     const UNIT: f32;
@@ -69,6 +69,16 @@ impl Form for BlockIq2Xxs {
 
 /// What makes the levels of IQ2_XXS, at most 43, unsigned.
 pub(super) const IQ2_MIDDLE: u8 = 64;
+
+/// What [`IQ2_MIDDLE`] adds too much to the products of the groups of a block, negated.
+#[inline]
+pub(super) fn iq2_offsets(sums: &[i16; 16]) -> [i32; 8] {
+    let mut offsets = [0; 8];
+    for (offset, [a, b]) in offsets.iter_mut().zip(sums.as_chunks::<2>().0) {
+        *offset = -i32::from(IQ2_MIDDLE) * (i32::from(*a) + i32::from(*b));
+    }
+    offsets
+}
 
 /// Four bytes of each row.
 pub(super) type Step<const LANES: usize> = [[u8; 4]; LANES];

@@ -11,7 +11,7 @@ use crate::kernels::avx2::zero;
 use crate::kernels::avx512::tile::{scales_of, store};
 use crate::kernels::prefetch::prefetch;
 use crate::kernels::row::{add_blocks, floats, four_halves, padded, sums_of_four, total};
-use crate::kernels::tile::{IQ2_MAGNITUDES, IQ2_MIDDLE};
+use crate::kernels::tile::{IQ2_MAGNITUDES, IQ2_MIDDLE, iq2_offsets};
 use crate::kernels::{Columns, each_row, tile_of};
 use bytemuck::Zeroable;
 use ds4_quant::act::Act256;
@@ -103,10 +103,7 @@ fn lay_out(x: &Act256<'_>, fours: &mut [Four]) {
                 plane[4 * half + codes] = column;
             }
         }
-        let offsets = &mut pair.offsets[8 * half..8 * half + 8];
-        for (offset, [a, b]) in offsets.iter_mut().zip(sums.as_chunks().0) {
-            *offset = -i32::from(IQ2_MIDDLE) * (i32::from(*a) + i32::from(*b));
-        }
+        pair.offsets[8 * half..8 * half + 8].copy_from_slice(&iq2_offsets(sums));
     }
 }
 
