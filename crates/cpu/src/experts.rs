@@ -1,7 +1,7 @@
 //! Router, routed experts and the shared expert (A.8).
 
 use crate::backend::Cpu;
-use crate::matrix::{Matrix, block_rows};
+use crate::matrix::{LEAST_ROWS, Matrix, block_rows};
 use crate::pool::{blocks, gather, weight_pieces, with_scratch};
 use crate::rows::{Routes, Rows};
 use ds4_model::{Choice, FeedForward, Plan};
@@ -230,8 +230,12 @@ impl Cpu {
             out.fill(0.0);
             let first = i * block;
             let block = out.len() / n;
-            for &g in &pairs.groups {
+            for (i, &g) in pairs.groups.iter().enumerate() {
                 let (m, row) = down(ffn, g);
+                if let Some(&next) = pairs.groups.get(i + 1) {
+                    let (m, row) = down(ffn, next);
+                    m.ask(row + first, LEAST_ROWS);
+                }
                 let index = &identity[g.first..g.first + g.len];
                 let x = panel.columns(hidden.used(), m.product.input, (0, width), index);
                 let rows = &pairs.rows[g.first..g.first + g.len];

@@ -1,7 +1,7 @@
 //! Weight matrices and their products with panels of rows.
 
 use crate::backend::Cpu;
-use crate::kernels::{Columns, MANY, Product, ROWS};
+use crate::kernels::{Columns, MANY, Product, ROWS, ask_for};
 use crate::pool::{blocks, gather, weight_pieces};
 use crate::rows::Rows;
 use ds4_gguf::Tensor;
@@ -43,6 +43,12 @@ impl Matrix {
         debug_assert!(decoded.is_ok(), "matrices are checked when they are bound");
     }
 
+    /// Asks for rows that will be multiplied after others of this matrix: kernels ask for what follows on what they read.
+    pub(crate) fn ask(&self, first: usize, rows: usize) {
+        let bytes = &self.tensor.bytes()[first * self.row_bytes..];
+        ask_for(&bytes[..bytes.len().min(rows * self.row_bytes)]);
+    }
+
     /// Products of rows `first..` with the columns `x`; `out` is `[columns, rows]`.
     pub(crate) fn multiply(&self, first: usize, x: &Columns<'_>, out: &mut [f32]) {
         let rows = out.len() / x.index.len();
@@ -69,7 +75,7 @@ impl Experts {
 }
 
 /// Weight rows that are enough for a thread, and activation rows that are.
-const LEAST_ROWS: usize = 2 * ROWS;
+pub(crate) const LEAST_ROWS: usize = 2 * ROWS;
 const LEAST_COLUMNS: usize = 8;
 
 /// Matrix rows of one task, where `n` activation rows meet them: few enough that every thread gets several tasks, many enough that

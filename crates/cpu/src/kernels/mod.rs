@@ -20,6 +20,7 @@ pub mod index;
 mod neon;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod prefetch;
+pub(crate) use prefetch::ask_for;
 #[cfg(target_arch = "x86_64")]
 mod row;
 mod scalar;

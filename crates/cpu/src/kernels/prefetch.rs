@@ -19,6 +19,11 @@ pub(super) fn prefetch<B>(blocks: &[B]) {
     }
 }
 
+/// Asks for all of some bytes, as far as the second cache.
+pub(crate) fn ask_for(bytes: &[u8]) {
+    bytes.chunks(64).for_each(|line| ask_second_cache(line.as_ptr()));
+}
+
 /// Asks for the line of an address.
 #[inline]
 fn ask_first_cache(line: *const u8) {
