@@ -41,7 +41,7 @@ fn product(kernels: &Kernels, ty: TensorType, columns: usize) {
     match product.input {
         Input::Float => {}
         Input::Int32 => quantize_32(&x, &mut q, &mut d),
-        Input::Int256 => quantize_256(&x, &mut q, &mut d, &mut sums),
+        Input::Int256 | Input::Planes256 => quantize_256(&x, &mut q, &mut d, &mut sums),
     }
     let offsets = vec![0; x.len() / 32];
     let index: Vec<u32> = (0..columns as u32).collect();

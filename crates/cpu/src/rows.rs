@@ -1,6 +1,6 @@
 //! Activation buffers.
 
-use crate::kernels::{Columns, Input};
+use crate::kernels::{Columns, Input, planes};
 use ds4_quant::act::{quantize_32, quantize_256};
 use rayon::prelude::*;
 
@@ -99,6 +99,7 @@ pub(crate) struct Panel {
     d32: Vec<f32>,
     offsets32: Vec<i32>,
     q256: Vec<i8>,
+    planes256: Vec<i8>,
     d256: Vec<f32>,
     sums: Vec<i16>,
 }
@@ -127,12 +128,17 @@ impl Panel {
                 }
             });
         }
-        if inputs.clone().any(|i| i == Input::Int256) {
+        let as_planes = inputs.clone().any(|i| i == Input::Planes256);
+        if as_planes || inputs.clone().any(|i| i == Input::Int256) {
             let (q, d) = (grow(&mut self.q256, n), grow(&mut self.d256, n / 256));
             let sums = grow(&mut self.sums, n / 16);
             let rows = q.par_chunks_mut(width).zip(d.par_chunks_mut(width / 256));
             let rows = rows.zip(sums.par_chunks_mut(width / 16)).zip(x.par_chunks(width));
             rows.for_each(|(((q, d), sums), x)| quantize_256(x, q, d, sums));
+            if as_planes {
+                let rows = grow(&mut self.planes256, n).par_chunks_mut(width).zip(q.par_chunks(width));
+                rows.for_each(|(to, q)| planes(q, to));
+            }
         }
     }
 
@@ -149,6 +155,9 @@ impl Panel {
             Input::Float => {}
             Input::Int32 => (columns.q, columns.d, columns.offsets) = (&self.q32, &self.d32, &self.offsets32),
             Input::Int256 => (columns.q, columns.d, columns.sums) = (&self.q256, &self.d256, &self.sums),
+            Input::Planes256 => {
+                (columns.q, columns.d, columns.sums) = (&self.planes256, &self.d256, &self.sums);
+            }
         }
         columns
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use ds4_cpu::kernels::index::{BLOCK, BLOCKS, IndexQuery};
-use ds4_cpu::kernels::{Columns, Input, Kernels, Level, TILE, Tile};
+use ds4_cpu::kernels::{Columns, Input, Kernels, Level, TILE, Tile, planes};
 use ds4_gguf::TensorType;
 use ds4_model::cache::{KvFormat, RowCodec};
 use ds4_quant::act::{Act32, Act256, quantize_32, quantize_256};
@@ -66,6 +66,7 @@ struct Panel {
     d32: Vec<f32>,
     offsets32: Vec<i32>,
     q256: Vec<i8>,
+    planes256: Vec<i8>,
     d256: Vec<f32>,
     sums: Vec<i16>,
 }
@@ -82,6 +83,7 @@ fn quantized(x: Vec<f32>) -> Panel {
         d32: vec![0.0; n / 32],
         offsets32: Vec::new(),
         q256: vec![0; n],
+        planes256: vec![0; n],
         d256: vec![0.0; n / 256],
         sums: vec![0; n / 16],
         x,
@@ -89,6 +91,7 @@ fn quantized(x: Vec<f32>) -> Panel {
     quantize_32(&p.x, &mut p.q32, &mut p.d32);
     p.offsets32 = p.q32.chunks(32).map(|q| -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>()).collect();
     quantize_256(&p.x, &mut p.q256, &mut p.d256, &mut p.sums);
+    planes(&p.q256, &mut p.planes256);
     p
 }
 
@@ -108,6 +111,7 @@ fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, 
         Input::Float => (&[], &[], &[]),
         Input::Int32 => (&p.q32, &p.d32, &[]),
         Input::Int256 => (&p.q256, &p.d256, &p.sums),
+        Input::Planes256 => (&p.planes256, &p.d256, &p.sums),
     };
     let columns = Columns {
         floats: &p.x,
@@ -142,7 +146,10 @@ fn check(ty: TensorType, level: Level, exact: bool, blocks: usize, rows: usize, 
             Input::Int32 => {
                 dot_row(ty, &row, columns.act32(j), Act256 { q: &[], d: &[], sums: &[] }).unwrap()
             }
-            Input::Int256 => dot_row(ty, &row, Act32 { q: &[], d: &[] }, columns.act256(j)).unwrap(),
+            Input::Int256 | Input::Planes256 => {
+                let columns = Columns { q: &p.q256, ..columns };
+                dot_row(ty, &row, Act32 { q: &[], d: &[] }, columns.act256(j)).unwrap()
+            }
         };
         let size: f32 = weights.iter().zip(x).map(|(w, x)| (w * x).abs()).sum();
         assert!((got - want).abs() <= 2e-6 * size, "{ty} {level:?} exact {exact}: {got} vs {want}");
@@ -309,25 +316,19 @@ proptest! {
     }
 }
 
-/// The integer formats, in the form of their activations.
-const INTEGER: [(TensorType, Input); 4] = [
-    (TensorType::Q8_0, Input::Int32),
-    (TensorType::Q2K, Input::Int256),
-    (TensorType::Q4K, Input::Int256),
-    (TensorType::Iq2Xxs, Input::Int256),
-];
+/// The integer formats.
+const INTEGER: [TensorType; 4] = [TensorType::Q8_0, TensorType::Q2K, TensorType::Q4K, TensorType::Iq2Xxs];
 
 /// Products of `weights`, `[rows, len]`, with all rows of a panel.
-fn products(
-    level: Level,
-    (ty, input): (TensorType, Input),
-    weights: &[u8],
-    p: &Panel,
-    len: usize,
-) -> Vec<f32> {
+fn products(level: Level, ty: TensorType, weights: &[u8], p: &Panel, len: usize) -> Vec<f32> {
     let rows = p.x.len() / len;
     let index: Vec<u32> = (0..rows as u32).collect();
-    let (q, d) = if input == Input::Int32 { (&p.q32, &p.d32) } else { (&p.q256, &p.d256) };
+    let product = Kernels::new(level).product(ty, false).unwrap();
+    let (q, d) = match product.input {
+        Input::Float | Input::Int32 => (&p.q32, &p.d32),
+        Input::Int256 => (&p.q256, &p.d256),
+        Input::Planes256 => (&p.planes256, &p.d256),
+    };
     let columns = Columns {
         q,
         d,
@@ -340,7 +341,7 @@ fn products(
     };
     let row = ty.bytes_of(len as u64) as usize;
     let mut out = vec![0.0; rows * weights.len() / row];
-    Kernels::new(level).product(ty, false).unwrap().multiply(weights, row, &columns, &mut out);
+    product.multiply(weights, row, &columns, &mut out);
     out
 }
 
@@ -351,13 +352,13 @@ proptest! {
     /// The integer formats' sums are exact and added in the same order at every level.
     #[test]
     fn levels_of_x86_agree(blocks in 1usize..=9, rows in 1usize..=11, seed: u64) {
-        for format in INTEGER {
-            let (mut r, ty) = (Random(seed), format.0);
+        for ty in INTEGER {
+            let mut r = Random(seed);
             let len = width(ty, blocks, seed);
             let weights: Vec<u8> = (0..35).flat_map(|_| random_row(ty, len, &mut r)).collect();
             let p = panel(len, rows, &mut r);
             let levels = Level::available().into_iter().skip(1);
-            let all: Vec<_> = levels.map(|level| products(level, format, &weights, &p, len)).collect();
+            let all: Vec<_> = levels.map(|level| products(level, ty, &weights, &p, len)).collect();
             for (got, level) in all.iter().zip(Level::available().into_iter().skip(1)) {
                 let same = got.iter().zip(&all[0]).all(|(a, b)| a.to_bits() == b.to_bits());
                 prop_assert!(same, "{ty} {level:?}: {got:?} {:?}", all[0]);
@@ -370,8 +371,7 @@ proptest! {
 #[test]
 fn large_magnitudes_do_not_overflow() {
     let (len, one) = (512, half::f16::from_f32(1.0).to_le_bytes());
-    for format in INTEGER {
-        let ty = format.0;
+    for ty in INTEGER {
         let row = |byte: u8| {
             let mut block = vec![byte; ty.block_bytes() as usize];
             let scales: &[usize] = match ty {
@@ -395,7 +395,7 @@ fn large_magnitudes_do_not_overflow() {
                 .collect();
             let p = quantized(x);
             for level in Level::available() {
-                let got = products(level, format, &weights, &p, len);
+                let got = products(level, ty, &weights, &p, len);
                 for (i, got) in got.iter().enumerate() {
                     let (j, r) = (i / 35, i % 35);
                     let row = &weights[r * weights.len() / 35..(r + 1) * weights.len() / 35];

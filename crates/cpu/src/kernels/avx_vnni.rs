@@ -7,7 +7,7 @@
 
 use super::avx2::tile::*;
 use super::avx2::{self, TILE_ROWS, zero};
-use super::tile::{Form, Packed, Packed32, Planes, columns, instructions};
+use super::tile::{self, Form, Packed, Packed32, Planes, columns, instructions};
 use super::{Columns, Kernels, Level, ManyRows, Target};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K};
 use std::arch::x86_64::*;

@@ -117,10 +117,14 @@ impl ManyRows {
         Some(ManyRows { rows, least: MANY, multiply })
     }
 
-    /// For twice as many: where four meet a row at once for less than it takes to lay it out.
+    /// For `least` and more: where four meet a row at once for less than it takes to lay it out.
     #[cfg(target_arch = "x86_64")]
-    const fn twice_many(rows: usize, multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>)) -> Option<Self> {
-        Some(ManyRows { rows, least: 2 * MANY, multiply })
+    const fn from(
+        least: usize,
+        rows: usize,
+        multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>),
+    ) -> Option<Self> {
+        Some(ManyRows { rows, least, multiply })
     }
 }
 
@@ -133,6 +137,19 @@ pub enum Input {
     Int32,
     /// int8 with a scale per 256 values, and sums per 16.
     Int256,
+    /// The same, as planes: of each 256 the first of every eight values, then the second of each, and so on.
+    Planes256,
+}
+
+/// Values in the order of [`Input::Planes256`].
+pub fn planes(q: &[i8], out: &mut [i8]) {
+    for (block, planes) in q.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<256>().0) {
+        let eights: &[[i8; 8]; 32] = bytemuck::cast_ref(block);
+        let planes: &mut [[i8; 32]; 8] = bytemuck::cast_mut(planes);
+        for (i, plane) in planes.iter_mut().enumerate() {
+            plane.iter_mut().zip(eights).for_each(|(to, eight)| *to = eight[i]);
+        }
+    }
 }
 
 /// Some rows of a panel of activations, in the form that the kernel reads.
@@ -144,7 +161,7 @@ pub struct Columns<'a> {
     pub q: &'a [i8],
     /// Scales, `[rows, stride / 32]` or `[rows, stride / 256]`.
     pub d: &'a [f32],
-    /// Sums, `[rows, stride / 16]`, for [`Input::Int256`].
+    /// Sums, `[rows, stride / 16]`, for [`Input::Int256`] and [`Input::Planes256`].
     pub sums: &'a [i16],
     /// Sums times -128, `[rows, stride / 32]`, for [`Input::Int32`]: what weights plus 128 add too much.
     pub offsets: &'a [i32],
@@ -183,7 +200,7 @@ impl<'a> Columns<'a> {
         &self.offsets[self.range(j, 32)]
     }
 
-    /// The `j`th row quantized per 256.
+    /// The `j`th row quantized per 256, in the order of its form.
     #[inline]
     pub fn act256(&self, j: usize) -> Act256<'a> {
         Act256 {
@@ -323,6 +340,8 @@ pub struct Kernels {
     pub q4_k_rows: Option<ManyRows>,
     /// IQ2_XXS weights, int8 activations per 256.
     pub iq2_xxs: Dots,
+    /// The form of these.
+    pub iq2_xxs_input: Input,
     /// Several rows of them at once.
     pub iq2_xxs_rows: Option<ManyRows>,
     /// Dot product of two float vectors of equal length.
@@ -375,7 +394,7 @@ impl Kernels {
             T::Q8_0 if !exact => direct(Input::Int32, self.q8_0, self.q8_0_rows),
             T::Q2K if !exact => direct(Input::Int256, self.q2_k, self.q2_k_rows),
             T::Q4K if !exact => direct(Input::Int256, self.q4_k, self.q4_k_rows),
-            T::Iq2Xxs if !exact => direct(Input::Int256, self.iq2_xxs, self.iq2_xxs_rows),
+            T::Iq2Xxs if !exact => direct(self.iq2_xxs_input, self.iq2_xxs, self.iq2_xxs_rows),
             ty if is_supported(ty) => {
                 Some(Product { input: Input::Float, dots: self.f32, rows: None, decode: Some(ty) })
             }

@@ -1,6 +1,6 @@
 //! Plain Rust: the reference of `ds4_quant`, wrapped as kernels.
 
-use super::{Columns, Kernels, Level, TILE, Tile, index, small};
+use super::{Columns, Input, Kernels, Level, TILE, Tile, index, small};
 use ds4_gguf::TensorType;
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{dot_row, f16_to_f32};
@@ -17,6 +17,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     q4_k: |rows, x, out| quantized(TensorType::Q4K, rows, x, out),
     q4_k_rows: None,
     iq2_xxs: |rows, x, out| quantized(TensorType::Iq2Xxs, rows, x, out),
+    iq2_xxs_input: Input::Int256,
     iq2_xxs_rows: None,
     dot: |a, b| a.iter().zip(b).map(|(a, b)| a * b).sum(),
     scores,

@@ -19,7 +19,7 @@ use super::row::{
     sums_of_four, total,
 };
 use super::small::{self, Heads, Mix, Small, small_kernels};
-use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, each_row, tiles};
+use super::{Columns, Input, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, each_row, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
@@ -49,6 +49,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q4_k(rows, x, out) }),
     // SAFETY: as above.
     iq2_xxs: |rows, x, out| unsafe { iq2_xxs::dots(rows, x, out) },
+    iq2_xxs_input: Input::Int256,
     // SAFETY: as above.
     iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.

@@ -32,7 +32,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     iq2_xxs: |rows, x, out| unsafe { iq2_xxs::dots(rows, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: ManyRows::twice_many(TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
+    iq2_xxs_rows: ManyRows::from(8, TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.
     dot: |a, b| unsafe { dot(a, b) },
     // SAFETY: as above.

@@ -11,7 +11,7 @@ mod tile;
 
 use super::float::float_kernels;
 use super::small::{self, Heads, Mix, Small, small_kernels};
-use super::{Columns, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, each_row, tiles};
+use super::{Columns, Input, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, each_row, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, f16_to_f32};
 use std::arch::aarch64::*;
@@ -32,6 +32,7 @@ pub(super) const NEON: Kernels = Kernels {
     q4_k: |rows, x, out| unsafe { plain::block_dots::<BlockQ4K>(rows, x, out) },
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::q4_k(rows, x, out) }),
     iq2_xxs: |rows, x, out| unsafe { plain::block_dots::<BlockIq2Xxs>(rows, x, out) },
+    iq2_xxs_input: Input::Int256,
     iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::iq2_xxs(rows, x, out) }),
     dot: |a, b| unsafe { dot(a, b) },
     scores: |q, tile, out| unsafe { scores(q, tile, out) },
@@ -50,6 +51,7 @@ pub(super) const NEON_DOT: Kernels = Kernels {
     q4_k: |rows, x, out| unsafe { dot::block_dots::<BlockQ4K>(rows, x, out) },
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::q4_k(rows, x, out) }),
     iq2_xxs: |rows, x, out| unsafe { dot::block_dots::<BlockIq2Xxs>(rows, x, out) },
+    iq2_xxs_input: Input::Int256,
     iq2_xxs_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { dot::iq2_xxs(rows, x, out) }),
     index_scores: |query, keys, scores| unsafe { dot::index_scores(query, keys, scores) },
     ..NEON

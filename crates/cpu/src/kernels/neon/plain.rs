@@ -4,7 +4,7 @@ use super::row::{Unpack, rows};
 use super::tile::*;
 use crate::kernels::index::{self, IndexQuery};
 use crate::kernels::prefetch::prefetch;
-use crate::kernels::tile::{Form, Packed, Packed32, Planes, columns, instructions};
+use crate::kernels::tile::{self, Form, Packed, Packed32, Planes, columns, instructions};
 use crate::kernels::{Columns, Target, each_row, tiles};
 use ds4_quant::act::{Act32, Act256};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0, e8m0_to_f32, f16_to_f32};

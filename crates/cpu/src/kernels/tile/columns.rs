@@ -28,34 +28,34 @@ macro_rules! columns {
 
         #[target_feature(enable = $features)]
         pub(super) fn q2_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-            multiply::<BlockQ2K>(|packed, b, rows| lay_out_q2_k(packed, b, rows), rows, x, out);
+            multiply::<BlockQ2K>(|packed, rows, behind| lay_out_q2_k(packed, rows, behind), rows, x, out);
         }
 
         #[target_feature(enable = $features)]
         pub(super) fn q4_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-            multiply::<BlockQ4K>(|packed, b, rows| lay_out_q4_k::<{ !$wide }>(packed, b, rows), rows, x, out);
+            multiply::<BlockQ4K>(|packed, rows, behind| lay_out_q4_k::<{ !$wide }>(packed, rows, behind), rows, x, out);
         }
 
         #[target_feature(enable = $features)]
         pub(super) fn iq2_xxs(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-            multiply::<BlockIq2Xxs>(|packed, b, rows| lay_out_iq2_xxs::<{ !$wide }>(packed, b, rows), rows, x, out);
+            multiply::<BlockIq2Xxs>(|packed, rows, behind| lay_out_iq2_xxs::<{ !$wide }>(packed, rows, behind), rows, x, out);
         }
 
-        /// Lays out two vectors of rows in the running thread's buffers by `lay_out`, which takes one block of each row at a time, and
+        /// Lays out two vectors of rows in the running thread's buffers by `lay_out`, and
         /// multiplies them with all columns.
         #[inline]
         #[target_feature(enable = $features)]
         pub(in crate::kernels) fn multiply<F: Form>(
-            lay_out: impl Fn(&mut Packed<LANES>, usize, &[u8]),
+            lay_out: impl Fn(&mut Packed<LANES>, &[&[F::Block]; LANES], usize),
             rows: &[u8],
             x: &Columns<'_>,
             out: &mut Target<'_>,
         ) {
             PACKED.with_borrow_mut(|packed| {
                 for (packed, rows) in packed.iter_mut().zip(rows.chunks_exact(rows.len() / 2)) {
-                    for b in 0..packed.room::<F>(rows) {
-                        lay_out(packed, b, rows);
-                    }
+                    let blocks = tile::rows_of::<F::Block, LANES>(rows);
+                    packed.room(blocks[0].len());
+                    lay_out(packed, &blocks, rows.len());
                 }
                 let (n, mut j) = (x.index.len(), 0);
                 $(
@@ -145,7 +145,7 @@ macro_rules! columns {
                 let mut offsets = [[0; 8]; N];
                 if offsets_first {
                     for c in 0..N {
-                        offsets[c] = $crate::kernels::tile::iq2_offsets(sums[c]);
+                        offsets[c] = tile::iq2_offsets(sums[c]);
                     }
                 }
                 let (low, high) = (&packed[0].q[b].0, &packed[1].q[b].0);
@@ -163,7 +163,7 @@ macro_rules! columns {
                         for k in steps * part..steps * (part + 1) {
                             let w = [load(&low[g][k]), load(&high[g][k])];
                             for c in 0..N {
-                                let four = spread(x[c], 8 * g + k);
+                                let four = spread(x[c], if F::PLANES { 8 * k + g } else { 8 * g + k });
                                 sum[0][c] = products(sum[0][c], w[0], four);
                                 sum[1][c] = products(sum[1][c], w[1], four);
                             }

@@ -32,19 +32,23 @@ macro_rules! instructions {
 pub(super) use instructions;
 
 /// What a format of blocks of 256 needs of the kernels.
-pub(super) trait Form: bytemuck::Pod {
+pub(super) trait Form {
+    type Block: bytemuck::Pod;
     /// Steps whose pairs of products add up to less than 2^15: quants of at most `2^15 / (2 * 127 * STEPS)`.
     const STEPS: usize;
     /// Groups of 32 have scales.
     const SCALED: bool;
     /// Quants have an offset that made them unsigned.
     const SIGNED: bool;
+    /// Steps and activations are planes: the `i`th step of every group is before the next step of any.
+    const PLANES: bool = false;
     /// A weight is `UNIT * d` times a quant.
     const UNIT: f32;
 }
 
 /// Quants times scales, at most 45.
 impl Form for BlockQ2K {
+    type Block = Self;
     const STEPS: usize = 2;
     const SCALED: bool = false;
     const SIGNED: bool = false;
@@ -53,6 +57,7 @@ impl Form for BlockQ2K {
 
 /// Quants, at most 15.
 impl Form for BlockQ4K {
+    type Block = Self;
     const STEPS: usize = 8;
     const SCALED: bool = true;
     const SIGNED: bool = false;
@@ -61,6 +66,7 @@ impl Form for BlockQ4K {
 
 /// Weights plus [`IQ2_MIDDLE`], at most 107.
 impl Form for BlockIq2Xxs {
+    type Block = Self;
     const STEPS: usize = 1;
     const SCALED: bool = true;
     const SIGNED: bool = true;
@@ -103,15 +109,13 @@ pub(super) struct Packed<const LANES: usize> {
 }
 
 impl<const LANES: usize> Packed<LANES> {
-    /// Makes room for some rows of blocks `B`; their number of blocks.
-    pub(super) fn room<B>(&mut self, rows: &[u8]) -> usize {
-        let blocks = rows.len() / LANES / size_of::<B>();
+    /// Makes room for some blocks of each row.
+    pub(super) fn room(&mut self, blocks: usize) {
         self.q.resize(blocks, Steps([[[[0; 4]; LANES]; 8]; 8]));
         self.scales.resize(blocks, [[0; LANES]; 8]);
         self.minima.resize(blocks, [[0; LANES]; 8]);
         self.d.resize(blocks, [0.0; LANES]);
         self.dmin.resize(blocks, [0.0; LANES]);
-        blocks
     }
 }
 
@@ -139,18 +143,42 @@ impl<const LANES: usize, const PLANES: usize> Packed32<LANES, PLANES> {
     }
 }
 
-/// Block `b` of each of some rows. The blocks of the next rows at the same place are asked for: to the hardware these are many streams, too
-/// many to see.
+/// The blocks of some rows, one row behind the other.
 #[inline]
-pub(super) fn blocks<B: bytemuck::Pod, const LANES: usize>(rows: &[u8], b: usize) -> [&B; LANES] {
-    let row = rows.len() / LANES;
-    let bytes = |r: usize| &rows[r * row + b * size_of::<B>()..][..size_of::<B>()];
-    for r in 0..LANES {
-        let next = bytes(r).as_ptr().wrapping_add(rows.len());
-        ask_second_cache(next);
-        ask_second_cache(next.wrapping_add(size_of::<B>() - 1));
+pub(super) fn rows_of<B: bytemuck::Pod, const LANES: usize>(bytes: &[u8]) -> [&[B]; LANES] {
+    let row = bytes.len() / LANES;
+    // A loop, not an iterator: what fills an array of references is stored in parts, for which their first use would wait.
+    let mut rows: [&[B]; LANES] = [bytemuck::cast_slice(&bytes[..row]); LANES];
+    for r in 1..LANES {
+        rows[r] = bytemuck::cast_slice(&bytes[r * row..(r + 1) * row]);
     }
-    std::array::from_fn(|r| bytemuck::from_bytes(bytes(r)))
+    rows
+}
+
+/// Asks for every line that begins in bytes as far `behind` some, or is the first where one begins there.
+#[inline]
+pub(super) fn ask_for_what_follows(bytes: &[u8], behind: usize) {
+    let next = bytes.as_ptr().wrapping_add(behind);
+    for at in (63..bytes.len()).step_by(64) {
+        ask_second_cache(next.wrapping_add(at));
+    }
+    ask_second_cache(next.wrapping_add(bytes.len() - 1));
+}
+
+/// Block `b` of each of some rows. The blocks of the next rows at the same place, `behind` bytes further, are asked for: to the hardware
+/// these are many streams, too many to see.
+#[inline]
+pub(super) fn blocks<'a, B: bytemuck::Pod, const LANES: usize>(
+    rows: &[&'a [B]; LANES],
+    b: usize,
+    behind: usize,
+) -> [&'a B; LANES] {
+    let mut blocks = [&rows[0][b]; LANES];
+    for r in 0..LANES {
+        blocks[r] = &rows[r][b];
+        ask_for_what_follows(bytemuck::bytes_of(blocks[r]), behind);
+    }
+    blocks
 }
 
 /// Places of the bytes of every word of 16 bytes, of which `at` gives those of the first; 128 makes a 0.

@@ -5,7 +5,7 @@
 //! 544.
 
 use super::super::avx512::tile::*;
-use crate::kernels::tile::{Form, Packed, Packed32, Planes, columns, instructions};
+use crate::kernels::tile::{self, Form, Packed, Packed32, Planes, columns, instructions};
 use crate::kernels::{Columns, Target};
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K};
 use std::arch::x86_64::*;
