@@ -1,11 +1,14 @@
-//! Bytes of weights per second of every kernel, beside the read bandwidth that bounds them, which is measured in the same process. `cargo bench -p ds4-cpu`.
+//! Bytes of weights per second of every kernel, beside the read bandwidth that bounds them, which is measured in the same process; and on
+//! all cores, reading and multiplying the same weights in turns. `cargo bench -p ds4-cpu`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use ds4_cpu::kernels::{Columns, Input, Kernels, Level};
-use ds4_cpu::{in_huge_pages, read_bandwidth};
+use ds4_cpu::{in_huge_pages, read_bandwidth, read_once};
 use ds4_gguf::TensorType;
 use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
 
 /// Width of Flash's model rows.
 const WIDTH: usize = 4096;
@@ -22,6 +25,24 @@ struct Panel {
     sums: Vec<i16>,
     offsets: Vec<i32>,
     index: Vec<u32>,
+}
+
+impl Panel {
+    /// In the form `input`.
+    fn columns(&self, input: Input) -> Columns<'_> {
+        let (q, d): (&[i8], &[f32]) = if input == Input::Float { (&[], &[]) } else { (&self.q, &self.d) };
+        Columns {
+            floats: &self.floats,
+            q,
+            d,
+            sums: &self.sums,
+            offsets: &self.offsets,
+            stride: WIDTH,
+            offset: 0,
+            len: WIDTH,
+            index: &self.index,
+        }
+    }
 }
 
 fn panel(n: usize) -> Panel {
@@ -71,19 +92,7 @@ fn kernels(c: &mut Criterion) {
             for level in Level::available().into_iter().skip(1) {
                 let product = Kernels::new(level).product(ty, false).unwrap();
                 let p = panel(n);
-                let (q, d): (&[i8], &[f32]) =
-                    if product.input == Input::Float { (&[], &[]) } else { (&p.q, &p.d) };
-                let columns = Columns {
-                    floats: &p.floats,
-                    q,
-                    d,
-                    sums: &p.sums,
-                    offsets: &p.offsets,
-                    stride: WIDTH,
-                    offset: 0,
-                    len: WIDTH,
-                    index: &p.index,
-                };
+                let columns = p.columns(product.input);
                 group.bench_function(format!("{level:?}"), |b| {
                     b.iter_batched_ref(
                         || vec![0.0; weights.len() / row * n],
@@ -97,5 +106,58 @@ fn kernels(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, kernels);
+/// Seconds of `work` on all threads, from when the first begins to when the last is done.
+fn together(everyone: &Barrier, work: impl FnOnce()) -> f64 {
+    everyone.wait();
+    let start = Instant::now();
+    work();
+    everyone.wait();
+    start.elapsed().as_secs_f64()
+}
+
+/// One activation row on all cores: each reads its weights and multiplies them, in turns, as memory is faster at one time than at another.
+fn all_cores(ty: TensorType, threads: usize) {
+    const ROUNDS: usize = 11;
+    const TASK: usize = 128;
+    let everyone = Barrier::new(threads);
+    let core = || {
+        let (weights, row) = rows(ty);
+        let product = Kernels::new(Level::best()).product(ty, false).unwrap();
+        let (p, mut out) = (panel(1), vec![0.0; weights.len() / row]);
+        let columns = p.columns(product.input);
+        let (mut reading, mut multiplying) = ([0.0; ROUNDS], [0.0; ROUNDS]);
+        for (read, multiplied) in reading.iter_mut().zip(&mut multiplying) {
+            *read = together(&everyone, || {
+                black_box(read_once(bytemuck::cast_slice(&weights[..weights.len() / 8 * 8])));
+            });
+            *multiplied = together(&everyone, || {
+                for (rows, out) in weights.chunks(TASK * row).zip(out.chunks_mut(TASK)) {
+                    product.multiply(rows, row, &columns, black_box(out));
+                }
+            });
+        }
+        (weights.len(), [reading, multiplying])
+    };
+    let cores: Vec<_> = std::thread::scope(|scope| {
+        let cores: Vec<_> = (0..threads).map(|_| scope.spawn(core)).collect();
+        cores.into_iter().map(|core| core.join().unwrap()).collect()
+    });
+    let (bytes, mut seconds) = cores[0];
+    let [read, multiplied] = seconds.each_mut().map(|seconds| {
+        seconds.sort_by(f64::total_cmp);
+        (threads * bytes) as f64 / seconds[ROUNDS / 2] / 1e9
+    });
+    let share = 100.0 * multiplied / read;
+    println!("{ty} x 1 row, {threads} threads: {multiplied:.1} GB/s of {read:.1} read, {share:.0} %");
+}
+
+fn cores(_: &mut Criterion) {
+    use TensorType as T;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    for ty in [T::Q8_0, T::Iq2Xxs, T::Q2K, T::Q4K, T::F16] {
+        all_cores(ty, threads);
+    }
+}
+
+criterion_group!(benches, cores, kernels);
 criterion_main!(benches);

@@ -21,7 +21,7 @@ mod store;
 mod threads_test;
 
 pub use backend::{Cpu, Options};
-pub use bandwidth::{in_huge_pages, read_bandwidth};
+pub use bandwidth::{in_huge_pages, read_bandwidth, read_once};
 pub use matrix::{Experts, Matrix};
 pub use rows::{Routes, Rows, Selection, Table};
 pub use store::Store;
