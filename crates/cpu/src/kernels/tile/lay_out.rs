@@ -28,9 +28,11 @@ macro_rules! lay_outs {
                 let words = words_of_halves(|r| {
                     [bytemuck::cast_ref(&rows[r][low].q), bytemuck::cast_ref(&rows[r][high].q)]
                 });
-                for (Planes(q), words) in q.iter_mut().zip(words.as_chunks::<8>().0) {
+                for i in 0..2 {
+                    // Not a loop over those that are there: words stay in registers.
+                    let Some(Planes(q)) = q.get_mut(i) else { break };
                     for k in 0..8 {
-                        let bytes = xor(words[k], middle);
+                        let bytes = xor(words[8 * i + k], middle);
                         if PLANES == 1 {
                             store(bytes, &mut q[0][k]);
                         } else {
