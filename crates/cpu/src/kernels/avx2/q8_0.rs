@@ -1,6 +1,6 @@
 //! Q8_0, one row, 34 bytes a block of 32: bound by memory.
 //!
-//! Measured: one thread of a Zen 4 takes 25 to 27 GiB/s of the 31 that it reads; two together what they read, 35 GB/s.
+//! Measured: one thread of a Zen 4 takes 25 to 27 GiB/s of the 31 that it reads; two together 93 % of 62 GB/s and 99 % of 36.
 
 use super::*;
 use ds4_quant::act::Act32;

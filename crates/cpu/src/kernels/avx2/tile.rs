@@ -1,7 +1,7 @@
 //! 16 weight rows, eight in a vector, with many activation rows; bound by `maddubs` and `madd`, of which a step and vector needs one and an
 //! eighth (Q4_K) to two (IQ2_XXS) and a bit more (Q8_0, as two planes of nibbles).
 //!
-//! Measured: one thread of a Zen 4 makes 67 (Q8_0), 78 (IQ2_XXS), 102 (Q2_K, Q4_K) G multiply-adds/s with 64 columns.
+//! Measured: one thread of a Zen 4 makes 65 (Q8_0), 77 (IQ2_XXS), 101 (Q2_K), 104 (Q4_K) G multiply-adds/s with 64 columns.
 
 use super::{iq2_xxs, load as load_bytes, q4_k, store, zero};
 use crate::kernels::prefetch::ask_second_cache;

@@ -1,6 +1,6 @@
 //! 32 weight rows, 16 in a vector, with many activation rows. What lays out and the plain instructions are those of VNNI, too.
 //!
-//! Measured: one thread of a Zen 4 makes 65 (Q8_0), 82 (IQ2_XXS), 103 (Q2_K), 115 (Q4_K) G multiply-adds/s with 64 columns.
+//! Measured: one thread of a Zen 4 makes 65 (Q8_0), 84 (IQ2_XXS), 105 (Q2_K), 120 (Q4_K) G multiply-adds/s with 64 columns.
 
 use crate::kernels::avx2::{self, iq2_xxs, q4_k};
 use crate::kernels::prefetch::ask_second_cache;

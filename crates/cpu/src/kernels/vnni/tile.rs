@@ -1,8 +1,8 @@
 //! 32 weight rows, 16 in a vector, with many activation rows, laid out as without VNNI. A group is one sum of 32 bits; one of Q2_K and
 //! Q8_0 is a block.
 //!
-//! Measured: one thread of a Zen 4 makes 135 to 161 G multiply-adds/s of the 237 that there can be with 64 columns, of a Zen 5 319 to 338 of
-//! 544.
+//! Measured: one thread of a Zen 4 makes 150 to 168 G multiply-adds/s of the 237 that there can be with 64 columns; one of a Zen 5 made 319
+//! to 338 of 544.
 
 use super::super::avx512::tile::*;
 use crate::kernels::tile::{self, Form, Packed, Packed32, Planes, columns, instructions};
