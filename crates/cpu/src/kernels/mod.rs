@@ -269,7 +269,7 @@ pub enum Level {
     Avx512,
     /// The same with VNNI (Cascade Lake and later).
     Vnni,
-    /// The same with VBMI and BITALG (Ice Lake, Zen 4 and later).
+    /// The same with VBMI (Ice Lake, Zen 4 and later).
     Vbmi,
     /// 64-bit Arm.
     Neon,
@@ -297,9 +297,7 @@ impl Level {
             levels.extend(avx512.then_some(Level::Avx512));
             let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
             levels.extend(vnni.then_some(Level::Vnni));
-            let vbmi =
-                vnni && is_x86_feature_detected!("avx512vbmi") && is_x86_feature_detected!("avx512bitalg");
-            levels.extend(vbmi.then_some(Level::Vbmi));
+            levels.extend((vnni && is_x86_feature_detected!("avx512vbmi")).then_some(Level::Vbmi));
         }
         #[cfg(target_arch = "aarch64")]
         {

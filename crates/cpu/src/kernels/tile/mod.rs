@@ -155,7 +155,7 @@ pub(super) fn rows_of<B: bytemuck::Pod, const LANES: usize>(bytes: &[u8]) -> [&[
     rows
 }
 
-/// Asks for every line that begins in bytes as far `behind` some, or is the first where one begins there.
+/// Asks for the bytes so far `behind` some. The line in which they begin was asked for with the last of the block before.
 #[inline]
 pub(super) fn ask_for_what_follows(bytes: &[u8], behind: usize) {
     let next = bytes.as_ptr().wrapping_add(behind);

@@ -1,4 +1,4 @@
-//! AVX-512 with VBMI (any bytes of two registers) and BITALG: IQ2_XXS, whose cost is look-ups. The other formats are VNNI's.
+//! AVX-512 with VBMI (any bytes of two registers): IQ2_XXS, whose cost is look-ups. The other formats are VNNI's.
 //!
 //! The grid is two tables of bytes: a magnitude is two bits (0, 1, 2 for 8, 25, 43), a byte the four of half a code. For two weights of
 //! each code, magnitudes and signs are an index of six bits, of which a table of 64 bytes gives the one weight and another table the other:
@@ -37,9 +37,7 @@ static GRID: [[u8; 256]; 2] = {
 
 /// The grid's bytes of 64 codes, of which `upper` are from 128 on.
 #[inline]
-#[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn magnitudes(grid: [__m512i; 4], codes: __m512i, upper: __mmask64) -> __m512i {
     let low = _mm512_permutex2var_epi8(grid[0], codes, grid[1]);
     let high = _mm512_permutex2var_epi8(grid[2], codes, grid[3]);
@@ -48,9 +46,7 @@ fn magnitudes(grid: [__m512i; 4], codes: __m512i, upper: __mmask64) -> __m512i {
 
 /// The four seven bits of signs of each word.
 #[inline]
-#[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn sevens(aux: __m512i) -> __m512i {
     let places = i64::from_le_bytes([0, 7, 14, 21, 32, 39, 46, 53]);
     _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places), aux)
@@ -97,9 +93,7 @@ struct Tables {
 
 impl Tables {
     #[inline]
-    #[target_feature(
-        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-    )]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     fn new() -> Self {
         // The compiler is not to know that these are constants: it would load them again wherever they are used.
         let (grid, signs, weights) = std::hint::black_box((&GRID, &SIGNS, &WEIGHTS));
@@ -136,18 +130,14 @@ struct Codes {
 impl Codes {
     /// Four codes of each word, whose signs the words of `aux` have.
     #[inline]
-    #[target_feature(
-        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-    )]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     fn new(codes: __m512i, aux: __m512i) -> Self {
         Codes { codes, upper: _mm512_movepi8_mask(codes), sevens: sevens(aux) }
     }
 
     /// The four weights of each code's half, plus [`IQ2_MIDDLE`].
     #[inline]
-    #[target_feature(
-        enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-    )]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     fn weights(&self, tables: &Tables, half: usize) -> [__m512i; 4] {
         let magnitudes = magnitudes(tables.grid[half], self.codes, self.upper);
         let [low_signs, high_signs] = tables.signs[half];

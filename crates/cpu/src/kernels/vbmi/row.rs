@@ -58,9 +58,7 @@ fn lay_out(x: &Act256<'_>, fours: &mut [Four]) {
 
 /// Groups' products of two blocks with N columns, times their scales: eight lanes a block.
 #[inline]
-#[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn products<const N: usize>(tables: &Tables, blocks: [&BlockIq2Xxs; 2], x: [&Pair; N]) -> [__m512i; N] {
     let words = [load(bytemuck::cast_ref(&blocks[0].groups)), load(bytemuck::cast_ref(&blocks[1].groups))];
     let even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
@@ -89,9 +87,7 @@ fn products<const N: usize>(tables: &Tables, blocks: [&BlockIq2Xxs; 2], x: [&Pai
 }
 
 #[inline]
-#[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn add_pairs<const PAIRS: usize, const N: usize>(
     tables: &Tables,
     acc: &mut [__m128; N],
@@ -118,9 +114,7 @@ fn add_pairs<const PAIRS: usize, const N: usize>(
 }
 
 /// Rows with N columns, each laid out in `fours[j]`.
-#[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn row_tile<const N: usize>(rows: &[u8], fours: [&[Four]; N], out: &mut [f32], columns: usize) {
     let tables = Tables::new();
     for (row, out) in each_row::<BlockIq2Xxs>(rows, out, columns) {
@@ -156,9 +150,7 @@ fn row_tile<const N: usize>(rows: &[u8], fours: [&[Four]; N], out: &mut [f32], c
     }
 }
 
-#[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn dots(rows: &[u8], x: &Columns<'_>, out: &mut [f32]) {
     let columns = x.index.len();
     FOURS.with_borrow_mut(|fours| {

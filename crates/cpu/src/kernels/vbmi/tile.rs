@@ -23,9 +23,7 @@ impl Form for InPlanes {
 }
 
 #[inline]
-#[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 fn lay_out(packed: &mut Packed<ROWS>, rows: &[&[BlockIq2Xxs]; ROWS], behind: usize) {
     let tables = Tables::new();
     for b in 0..rows[0].len() {
@@ -45,9 +43,7 @@ fn lay_out(packed: &mut Packed<ROWS>, rows: &[&[BlockIq2Xxs]; ROWS], behind: usi
 }
 
 /// 32 weight rows with any columns.
-#[target_feature(
-    enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi,avx512bitalg"
-)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
     multiply::<InPlanes>(|packed, rows, behind| lay_out(packed, rows, behind), rows, x, out);
 }
