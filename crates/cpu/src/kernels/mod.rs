@@ -78,6 +78,9 @@ impl Target<'_> {
 /// Lanes of a vector in [`ManyRows`].
 pub(crate) const ROWS: usize = 16;
 
+/// Rows of halves that meet many activation rows at once: matrices of control numbers have 24.
+pub(crate) const FLOAT_ROWS: usize = 8;
+
 /// Stored rows decoded at once for all heads of a query: they stay in the second cache.
 pub const TILE: usize = 32;
 
