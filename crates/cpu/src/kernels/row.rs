@@ -92,6 +92,16 @@ pub(super) fn four_halves(d: [[u8; 2]; 4]) -> __m128 {
     _mm_cvtph_ps(_mm_cvtsi64_si128(bytemuck::cast(d)))
 }
 
+/// The same, put together in integers: vectors would take seven shuffles, which formats with minima have too many of.
+#[inline]
+#[target_feature(enable = "f16c")]
+pub(super) fn four_halves_of_integers(d: [[u8; 2]; 4]) -> __m128 {
+    let [a, b, c, d] = d.map(|d| u64::from(u16::from_le_bytes(d)));
+    // The compiler is not to know how this came to be: it would put it together in a vector.
+    let d = std::hint::black_box(a | b << 16 | c << 32 | d << 48);
+    _mm_cvtph_ps(_mm_cvtsi64_si128(d as i64))
+}
+
 /// The sum of the four sums.
 #[inline]
 pub(super) fn total(acc: __m128) -> f32 {
@@ -154,7 +164,8 @@ macro_rules! block_dots {
             for k in 0..K {
                 d[k] = blocks[k].d;
             }
-            let d = _mm_mul_ps(four_halves(d), _mm_set1_ps($unit));
+            let d = if MINIMUM.is_some() { four_halves_of_integers(d) } else { four_halves(d) };
+            let d = _mm_mul_ps(d, _mm_set1_ps($unit));
             for j in 0..N {
                 acc[j] = add_blocks(acc[j], sums_of_four(ints[j]), d, floats(&x[j].d));
             }
@@ -163,7 +174,7 @@ macro_rules! block_dots {
                 for k in 0..K {
                     dmin[k] = minimum(&blocks[k]);
                 }
-                let dmin = _mm_sub_ps(_mm_setzero_ps(), four_halves(dmin));
+                let dmin = _mm_sub_ps(_mm_setzero_ps(), four_halves_of_integers(dmin));
                 for j in 0..N {
                     acc[j] = add_blocks(acc[j], sums_of_four(mins[j]), dmin, floats(&x[j].d));
                 }

@@ -15,8 +15,8 @@ pub(super) mod tile;
 use super::float::float_kernels;
 use super::prefetch::prefetch;
 use super::row::{
-    Few, Fours, add_blocks, block_dots, few_blocks, floats, four_halves, fours32, last, one_block, q8_0_dots,
-    sums_of_four, total,
+    Few, Fours, add_blocks, block_dots, few_blocks, floats, four_halves, four_halves_of_integers, fours32,
+    last, one_block, q8_0_dots, sums_of_four, total,
 };
 use super::small::{self, Heads, Mix, Small, small_kernels};
 use super::{Columns, FLOAT_ROWS, Input, Kernels, Level, ManyRows, TILE, Target, Tile, each_row, tiles};

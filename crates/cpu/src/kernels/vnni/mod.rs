@@ -15,8 +15,8 @@ use super::avx512::TILE_ROWS;
 use super::avx512::tile::load_bytes as load;
 use super::prefetch::prefetch;
 use super::row::{
-    Few, Fours, add_blocks, block_dots, few_blocks, floats, four_halves, fours32, last, one_block, q8_0_dots,
-    sums_of_four, total,
+    Few, Fours, add_blocks, block_dots, few_blocks, floats, four_halves, four_halves_of_integers, fours32,
+    last, one_block, q8_0_dots, sums_of_four, total,
 };
 use super::{Columns, Kernels, Level, ManyRows, avx2, avx512, each_row, tiles};
 use ds4_quant::act::Act256;
