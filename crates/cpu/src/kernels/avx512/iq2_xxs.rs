@@ -1,16 +1,17 @@
-//! IQ2_XXS, one row, 66 bytes a block. The 32 codes of a block are looked up at once, as words, in a table of eight registers; a byte has the
-//! four magnitudes of half a code, two bits each. So a vector of the block has the `i`th of every four weights, and activations lie likewise.
+//! IQ2_XXS, one row, 66 bytes a block. The 32 codes of a block are looked up at once, as words, in a table of eight registers, and their signs
+//! in one of four; a byte has the four magnitudes of half a code, two bits each. So a vector of the block has the `i`th of every four weights,
+//! and activations lie likewise.
 //!
-//! Measured: one thread of a Zen 4 takes 6.0 GiB/s of the 31 that it reads from memory.
+//! Measured: one thread of a Zen 4 takes 6.5 GiB/s of the 31 that it reads from memory.
 
 use super::tile::{four_times, load_bytes as load, store};
 use crate::kernels::avx2::zero;
 use crate::kernels::prefetch::prefetch;
 use crate::kernels::row::{add_blocks, floats, four_halves, padded, sums_of_four, total};
-use crate::kernels::tile::{IQ2_MAGNITUDES, PARITY, iq2_fields};
+use crate::kernels::tile::{IQ2_MAGNITUDES, iq2_fields};
 use crate::kernels::{Columns, each_row, tile_of};
 use bytemuck::Zeroable;
-use ds4_quant::BlockIq2Xxs;
+use ds4_quant::{BlockIq2Xxs, iq2_signs};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
@@ -22,6 +23,17 @@ static GRID: [[u16; 32]; 8] = {
         code += 1;
     }
     grid
+};
+
+/// Of seven bits of signs the four signs of each half of a code, a byte each.
+static SIGNS: [[u16; 32]; 4] = {
+    let (mut signs, mut s7) = ([[0; 32]; 4], 0);
+    while s7 < 128 {
+        let eight = iq2_signs(s7 as u32) as u16;
+        signs[s7 / 32][s7 % 32] = eight & 15 | eight >> 4 << 8;
+        s7 += 1;
+    }
+    signs
 };
 
 /// The magnitude that four bits name from bit `at`.
@@ -70,7 +82,7 @@ fn lay_out(q: &[i8; 256], Planes(planes): &mut Planes) {
 struct Tables {
     grid: [__m512i; 8],
     magnitudes: [__m512i; 2],
-    parity: __m512i,
+    signs: [__m512i; 4],
     codes: __m512i,
     sevens: __m512i,
     scales: __m512i,
@@ -81,16 +93,19 @@ impl Tables {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
     fn new() -> Self {
         // The compiler is not to know that these are constants: it would load them again wherever they are used.
-        let (table, magnitudes) = std::hint::black_box((&GRID, &MAGNITUDES));
-        let mut grid = [_mm512_setzero_si512(); 8];
+        let (grid_table, sign_table, magnitudes) = std::hint::black_box((&GRID, &SIGNS, &MAGNITUDES));
+        let (mut grid, mut signs) = ([_mm512_setzero_si512(); 8], [_mm512_setzero_si512(); 4]);
         for k in 0..8 {
-            grid[k] = load(bytemuck::cast_ref(&table[k]));
+            grid[k] = load(bytemuck::cast_ref(&grid_table[k]));
         }
-        let [parity, codes, sevens, scales] = std::hint::black_box([&PARITY, &CODES, &SEVENS, &SCALES]);
+        for k in 0..4 {
+            signs[k] = load(bytemuck::cast_ref(&sign_table[k]));
+        }
+        let [codes, sevens, scales] = std::hint::black_box([&CODES, &SEVENS, &SCALES]);
         Tables {
             grid,
             magnitudes: [four_times(&magnitudes[0]), four_times(&magnitudes[1])],
-            parity: four_times(parity),
+            signs,
             codes: four_times(codes),
             sevens: four_times(sevens),
             scales: four_times(scales),
@@ -126,13 +141,9 @@ fn signs_of(tables: &Tables, groups: __m512i) -> __m512i {
     // Where in its two bytes a code's seven bits begin.
     let places = _mm512_set1_epi64(0x0005_0006_0007_0000);
     let sevens = _mm512_srlv_epi16(_mm512_shuffle_epi8(groups, tables.sevens), places);
-    let sevens = _mm512_and_si512(sevens, _mm512_set1_epi16(0x7f));
-    let folded = _mm512_xor_si512(sevens, _mm512_srli_epi16::<4>(sevens));
-    let parity = _mm512_shuffle_epi8(tables.parity, _mm512_and_si512(folded, _mm512_set1_epi8(15)));
-    let eights = _mm512_or_si512(sevens, parity);
-    let low = _mm512_and_si512(eights, _mm512_set1_epi16(15));
-    // Of the second the bits of the third.
-    _mm512_ternarylogic_epi64::<0xf8>(low, _mm512_slli_epi16::<4>(eights), _mm512_set1_epi16(15 << 8))
+    let low = _mm512_permutex2var_epi16(tables.signs[0], sevens, tables.signs[1]);
+    let high = _mm512_permutex2var_epi16(tables.signs[2], sevens, tables.signs[3]);
+    _mm512_mask_blend_epi16(_mm512_test_epi16_mask(sevens, _mm512_set1_epi16(64)), low, high)
 }
 
 /// Products of a block with N columns, in eight lanes.
@@ -142,8 +153,9 @@ fn products<const N: usize>(tables: &Tables, block: &BlockIq2Xxs, x: [&Planes; N
     let groups = load(bytemuck::cast_ref(&block.groups));
     let entries = look_up(&tables.grid, _mm512_shuffle_epi8(groups, tables.codes));
     let signs = signs_of(tables, groups);
-    let scales = _mm512_srli_epi16::<4>(_mm512_shuffle_epi8(groups, tables.scales));
-    let scales = _mm512_add_epi16(_mm512_add_epi16(scales, scales), _mm512_set1_epi16(1));
+    // The bit below a scale becomes the one of `2 s + 1`.
+    let scales = _mm512_srli_epi16::<3>(_mm512_shuffle_epi8(groups, tables.scales));
+    let scales = _mm512_or_si512(scales, _mm512_set1_epi16(1));
     let nibble = _mm512_set1_epi8(15);
     let index =
         [_mm512_and_si512(entries, nibble), _mm512_and_si512(_mm512_srli_epi16::<4>(entries), nibble)];
