@@ -234,7 +234,7 @@ impl Cpu {
                 let (m, row) = down(ffn, g);
                 if let Some(&next) = pairs.groups.get(i + 1) {
                     let (m, row) = down(ffn, next);
-                    m.ask(row + first, LEAST_ROWS);
+                    m.ask(row + first, block.min(LEAST_ROWS));
                 }
                 let index = &identity[g.first..g.first + g.len];
                 let x = panel.columns(hidden.used(), m.product.input, (0, width), index);

@@ -316,6 +316,17 @@ proptest! {
     }
 }
 
+#[test]
+fn planes_have_every_eighth_value() {
+    let q: Vec<i8> = (0..512).map(|i| (i % 251) as u8 as i8).collect();
+    let mut got = vec![0; 512];
+    planes(&q, &mut got);
+    for (at, got) in got.into_iter().enumerate() {
+        let (block, plane, code) = (at / 256, at / 32 % 8, at % 32);
+        assert_eq!(got, q[256 * block + 8 * code + plane]);
+    }
+}
+
 /// The integer formats.
 const INTEGER: [TensorType; 4] = [TensorType::Q8_0, TensorType::Q2K, TensorType::Q4K, TensorType::Iq2Xxs];
 

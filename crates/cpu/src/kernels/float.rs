@@ -109,14 +109,14 @@ macro_rules! float_kernels {
         #[target_feature(enable = $features)]
         pub(super) fn f16_rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
             const STRETCH: usize = 512;
-            let (row, n) = (rows.len() / FLOAT_ROWS, x.index.len());
+            let (row, n) = (rows.len() / F16_ROWS, x.index.len());
             let len = row / 2;
             let whole = len / (2 * $lanes) * (2 * $lanes);
             let mut j = 0;
             while j < n {
                 // The last columns meet the weights twice where they are fewer than four.
                 let columns = [j, (j + 1).min(n - 1), (j + 2).min(n - 1), (j + 3).min(n - 1)];
-                let mut acc = [[[[$zero(); 2]; 4]; $rows]; FLOAT_ROWS / $rows];
+                let mut acc = [[[[$zero(); 2]; 4]; $rows]; F16_ROWS / $rows];
                 for first in (0..whole).step_by(STRETCH) {
                     let end = whole.min(first + STRETCH);
                     let mut part = [&x.float(j)[first..end]; 4];
@@ -139,7 +139,7 @@ macro_rules! float_kernels {
                         for i in whole..len {
                             sum += f16_to_f32([w[2 * i], w[2 * i + 1]]) * x[i];
                         }
-                        out.column(j + c, FLOAT_ROWS)[r] = sum;
+                        out.column(j + c, F16_ROWS)[r] = sum;
                     }
                 }
                 j += 4;

@@ -79,7 +79,7 @@ impl Target<'_> {
 pub(crate) const ROWS: usize = 16;
 
 /// Rows of halves that meet many activation rows at once: matrices of control numbers have 24.
-pub(crate) const FLOAT_ROWS: usize = 8;
+pub(crate) const F16_ROWS: usize = 8;
 
 /// Stored rows decoded at once for all heads of a query: they stay in the second cache.
 pub const TILE: usize = 32;
@@ -117,12 +117,11 @@ pub(crate) const MANY: usize = 4;
 impl ManyRows {
     /// For [`MANY`] activation rows and more.
     const fn many(rows: usize, multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>)) -> Option<Self> {
-        Some(ManyRows { rows, least: MANY, multiply })
+        Self::many_from(MANY, rows, multiply)
     }
 
     /// For `least` and more: where four meet a row at once for less than it takes to lay it out.
-    #[cfg(target_arch = "x86_64")]
-    const fn from(
+    const fn many_from(
         least: usize,
         rows: usize,
         multiply: fn(&[u8], &Columns<'_>, &mut Target<'_>),

@@ -24,6 +24,17 @@ pub(crate) fn ask_for(bytes: &[u8]) {
     bytes.chunks(64).for_each(|line| ask_second_cache(line.as_ptr()));
 }
 
+/// Asks for the bytes so far `behind` some, as far as the second cache: blocks one after the other, so that the line in which a block begins
+/// was asked for with the last of the block before.
+#[inline]
+pub(super) fn ask_for_what_follows(block: &[u8], behind: usize) {
+    let next = block.as_ptr().wrapping_add(behind);
+    for at in (63..block.len()).step_by(64) {
+        ask_second_cache(next.wrapping_add(at));
+    }
+    ask_second_cache(next.wrapping_add(block.len()).wrapping_sub(1));
+}
+
 /// Asks for the line of an address.
 #[inline]
 fn ask_first_cache(line: *const u8) {

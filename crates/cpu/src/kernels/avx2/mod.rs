@@ -19,7 +19,7 @@ use super::row::{
     last, one_block, q8_0_dots, sums_of_four, total,
 };
 use super::small::{self, Heads, Mix, Small, small_kernels};
-use super::{Columns, FLOAT_ROWS, Input, Kernels, Level, ManyRows, TILE, Target, Tile, each_row, tiles};
+use super::{Columns, F16_ROWS, Input, Kernels, Level, ManyRows, TILE, Target, Tile, each_row, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
@@ -34,7 +34,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16: |rows, x, out| unsafe { f16_dots(rows, x, out) },
     // SAFETY: as above.
-    f16_rows: ManyRows::many(FLOAT_ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(F16_ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
     q8_0: |rows, x, out| unsafe { q8_0::dots(rows, x, out) },
     // SAFETY: as above.

@@ -62,7 +62,7 @@ fn negative(v: __m256i, signs: __m256i, bits: __m256i) -> __m256i {
 /// Bytes of a table from their places in it.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn look_up(table: &[u8; 16], places: __m256i) -> __m256i {
+pub(super) fn look_up(table: &[u8; 16], places: __m256i) -> __m256i {
     // SAFETY: there are 16 bytes; the load needs no alignment.
     let table = unsafe { _mm_loadu_si128(table.as_ptr().cast()) };
     _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), places)

@@ -7,7 +7,7 @@ pub(super) mod tile;
 
 use super::float::float_kernels;
 use super::small::{self, Heads, Mix, Small, small_kernels};
-use super::{Columns, FLOAT_ROWS, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, avx2, each_row, tiles};
+use super::{Columns, F16_ROWS, Kernels, Level, ManyRows, ROWS, TILE, Target, Tile, avx2, each_row, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::f16_to_f32;
 use std::arch::x86_64::*;
@@ -22,7 +22,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     f16: |rows, x, out| unsafe { f16_dots(rows, x, out) },
     // SAFETY: as above.
-    f16_rows: ManyRows::many(FLOAT_ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(F16_ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     // SAFETY: as above.
     q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q8_0(rows, x, out) }),
     // SAFETY: as above.
@@ -32,7 +32,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     iq2_xxs: |rows, x, out| unsafe { iq2_xxs::dots(rows, x, out) },
     // SAFETY: as above.
-    iq2_xxs_rows: ManyRows::from(8, TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
+    iq2_xxs_rows: ManyRows::many_from(8, TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.
     dot: |a, b| unsafe { dot(a, b) },
     // SAFETY: as above.

@@ -11,7 +11,7 @@ mod tile;
 
 use super::float::float_kernels;
 use super::small::{self, Heads, Mix, Small, small_kernels};
-use super::{Columns, FLOAT_ROWS, Input, Kernels, Level, ManyRows, TILE, Target, Tile, each_row, tiles};
+use super::{Columns, F16_ROWS, Input, Kernels, Level, ManyRows, TILE, Target, Tile, each_row, tiles};
 use ds4_model::cache::RowCodec;
 use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, f16_to_f32};
 use std::arch::aarch64::*;
@@ -24,7 +24,7 @@ pub(super) const NEON: Kernels = Kernels {
     // SAFETY: NEON is part of the architecture; so below.
     f32: |rows, x, out| unsafe { f32_dots(rows, x, out) },
     f16: |rows, x, out| unsafe { f16_dots(rows, x, out) },
-    f16_rows: ManyRows::many(FLOAT_ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
+    f16_rows: ManyRows::many(F16_ROWS, |rows, x, out| unsafe { f16_rows(rows, x, out) }),
     q8_0: |rows, x, out| unsafe { plain::q8_0_dots(rows, x, out) },
     q8_0_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { plain::q8_0(rows, x, out) }),
     q2_k: |rows, x, out| unsafe { plain::block_dots::<BlockQ2K>(rows, x, out) },

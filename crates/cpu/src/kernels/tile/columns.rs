@@ -23,67 +23,57 @@ macro_rules! columns {
 
         #[target_feature(enable = $features)]
         pub(super) fn q8_0(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-            multiply_32(|packed, rows| lay_out_q8_0(packed, rows), rows, x, out);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn q2_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-            multiply::<BlockQ2K>(|packed, rows, behind| lay_out_q2_k(packed, rows, behind), rows, x, out);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn q4_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-            multiply::<BlockQ4K>(|packed, rows, behind| lay_out_q4_k::<{ !$wide }>(packed, rows, behind), rows, x, out);
-        }
-
-        #[target_feature(enable = $features)]
-        pub(super) fn iq2_xxs(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-            multiply::<BlockIq2Xxs>(|packed, rows, behind| lay_out_iq2_xxs::<{ !$wide }>(packed, rows, behind), rows, x, out);
-        }
-
-        /// Lays out two vectors of rows in the running thread's buffers by `lay_out`, and
-        /// multiplies them with all columns.
-        #[inline]
-        #[target_feature(enable = $features)]
-        pub(in crate::kernels) fn multiply<F: Form>(
-            lay_out: impl Fn(&mut Packed<LANES>, &[&[F::Block]; LANES], usize),
-            rows: &[u8],
-            x: &Columns<'_>,
-            out: &mut Target<'_>,
-        ) {
-            PACKED.with_borrow_mut(|packed| {
+            PACKED_32.with_borrow_mut(|packed| {
                 for (packed, rows) in packed.iter_mut().zip(rows.chunks_exact(rows.len() / 2)) {
-                    let blocks = tile::rows_of::<F::Block, LANES>(rows);
-                    packed.room(blocks[0].len());
-                    lay_out(packed, &blocks, rows.len());
+                    let rows = tile::rows_of(rows);
+                    packed.room(rows[0].len());
+                    lay_out_q8_0(packed, &rows);
                 }
                 let (n, mut j) = (x.index.len(), 0);
                 $(
-                    while n - j >= $n && (!F::SCALED || $n <= $scaled) {
-                        columns::<F, $n>(packed, x, j, out);
+                    while n - j >= $n {
+                        columns_32::<$n>(packed, x, j, out);
                         j += $n;
                     }
                 )*
             });
         }
 
-        /// The same of Q8_0; `lay_out` takes all blocks.
+        #[target_feature(enable = $features)]
+        pub(super) fn q2_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+            multiply::<BlockQ2K, false>(|packed, rows| lay_out_q2_k(packed, rows), rows, x, out);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn q4_k(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+            multiply::<BlockQ4K, false>(|packed, rows| lay_out_q4_k::<{ !$wide }>(packed, rows), rows, x, out);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn iq2_xxs(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
+            multiply::<BlockIq2Xxs, false>(|packed, rows| lay_out_iq2_xxs::<{ !$wide }>(packed, rows), rows, x, out);
+        }
+
+        /// Lays out two vectors of rows in the running thread's buffers by `lay_out`, and multiplies them with all columns. `IN_PLANES`: of
+        /// activations that are planes the `i`th step of every group is before the next step of any; so are a group's weights laid out.
         #[inline]
         #[target_feature(enable = $features)]
-        fn multiply_32(
-            lay_out: impl Fn(&mut Packed32<LANES, PLANES>, &[u8]),
+        pub(in crate::kernels) fn multiply<F: Form, const IN_PLANES: bool>(
+            lay_out: impl Fn(&mut Packed<LANES>, &[&[F]; LANES]),
             rows: &[u8],
             x: &Columns<'_>,
             out: &mut Target<'_>,
         ) {
-            PACKED_32.with_borrow_mut(|packed| {
+            PACKED.with_borrow_mut(|packed| {
                 for (packed, rows) in packed.iter_mut().zip(rows.chunks_exact(rows.len() / 2)) {
-                    lay_out(packed, rows);
+                    let rows = tile::rows_of(rows);
+                    packed.room(rows[0].len());
+                    lay_out(packed, &rows);
                 }
                 let (n, mut j) = (x.index.len(), 0);
                 $(
-                    while n - j >= $n {
-                        columns_32::<$n>(packed, x, j, out);
+                    while n - j >= $n && (!F::SCALED || $n <= $scaled) {
+                        columns::<F, IN_PLANES, $n>(packed, x, j, out);
                         j += $n;
                     }
                 )*
@@ -120,7 +110,7 @@ macro_rules! columns {
 
         /// Columns `j..j + N` of the product.
         #[target_feature(enable = $features)]
-        fn columns<F: Form, const N: usize>(
+        fn columns<F: Form, const IN_PLANES: bool, const N: usize>(
             packed: &[Packed<LANES>; 2],
             x: &Columns<'_>,
             j: usize,
@@ -163,7 +153,7 @@ macro_rules! columns {
                         for k in steps * part..steps * (part + 1) {
                             let w = [load(&low[g][k]), load(&high[g][k])];
                             for c in 0..N {
-                                let four = spread(x[c], if F::PLANES { 8 * k + g } else { 8 * g + k });
+                                let four = spread(x[c], if IN_PLANES { 8 * k + g } else { 8 * g + k });
                                 sum[0][c] = products(sum[0][c], w[0], four);
                                 sum[1][c] = products(sum[1][c], w[1], four);
                             }

@@ -13,16 +13,15 @@ macro_rules! lay_outs {
         #[target_feature(enable = $features)]
         pub(in crate::kernels) fn lay_out_q8_0<const PLANES: usize>(
             packed: &mut Packed32<$lanes, PLANES>,
-            bytes: &[u8],
+            rows: &[&[BlockQ8_0]; $lanes],
         ) {
-            packed.room(bytes);
+            let behind = tile::bytes_of_rows(rows);
             let (middle, nibble) = (splat_bytes(Q8_MIDDLE), splat_bytes(15));
-            let rows: [&[BlockQ8_0]; $lanes] = tile::rows_of(bytes);
             for (pair, (q, d)) in packed.q.chunks_mut(2).zip(packed.d.chunks_mut(2)).enumerate() {
                 let mut scales = [[[0; 2]; $lanes]; 2];
                 let [low, high] = [2 * pair, 2 * pair + q.len() - 1];
                 for r in 0..$lanes {
-                    ask_second_cache(rows[r][low].d.as_ptr().wrapping_add(bytes.len()));
+                    ask_second_cache(rows[r][low].d.as_ptr().wrapping_add(behind));
                     (scales[0][r], scales[1][r]) = (rows[r][low].d, rows[r][high].d);
                 }
                 let words = words_of_halves(|r| {
@@ -50,13 +49,9 @@ macro_rules! lay_outs {
         /// Lays out all blocks of Q2_K, quants times scales.
         #[inline]
         #[target_feature(enable = $features)]
-        pub(in crate::kernels) fn lay_out_q2_k(
-            packed: &mut Packed<$lanes>,
-            rows: &[&[BlockQ2K]; $lanes],
-            behind: usize,
-        ) {
+        pub(in crate::kernels) fn lay_out_q2_k(packed: &mut Packed<$lanes>, rows: &[&[BlockQ2K]; $lanes]) {
             for b in 0..rows[0].len() {
-                let blocks = tile::blocks(rows, b, behind);
+                let blocks = tile::blocks(rows, b);
                 let (nibble, three) = (splat_bytes(15), splat_bytes(3));
                 // The scales are a block's first 16 bytes.
                 let scales = words_of_rows(|r| {
@@ -97,10 +92,9 @@ macro_rules! lay_outs {
         pub(in crate::kernels) fn lay_out_q4_k<const PAIRED: bool>(
             packed: &mut Packed<$lanes>,
             rows: &[&[BlockQ4K]; $lanes],
-            behind: usize,
         ) {
             for b in 0..rows[0].len() {
-                let blocks = tile::blocks(rows, b, behind);
+                let blocks = tile::blocks(rows, b);
                 let nibble = splat_bytes(15);
                 for half in 0..2 {
                     let words = words_of_rows(|r| &blocks[r].q.as_chunks().0[half]);
@@ -133,10 +127,9 @@ macro_rules! lay_outs {
         pub(in crate::kernels) fn lay_out_iq2_xxs<const PAIRED: bool>(
             packed: &mut Packed<$lanes>,
             rows: &[&[BlockIq2Xxs]; $lanes],
-            behind: usize,
         ) {
             for b in 0..rows[0].len() {
-                let blocks = tile::blocks(rows, b, behind);
+                let blocks = tile::blocks(rows, b);
                 let words = words_of(&blocks);
                 lay_out_groups::<PAIRED>(packed, b, &blocks, &words);
                 let mut magnitudes = [[[0; 32]; 8]; $lanes];

@@ -15,8 +15,8 @@ mod lay_out;
 pub(super) use columns::columns;
 pub(super) use lay_out::lay_outs;
 
-use super::prefetch::ask_second_cache;
-use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ8_0};
+use super::prefetch::ask_for_what_follows;
+use ds4_quant::{BlockIq2Xxs, BlockQ2K, BlockQ4K};
 
 /// Functions of single instructions, so that levels have the same names for them.
 macro_rules! instructions {
@@ -32,23 +32,19 @@ macro_rules! instructions {
 pub(super) use instructions;
 
 /// What a format of blocks of 256 needs of the kernels.
-pub(super) trait Form {
-    type Block: bytemuck::Pod;
+pub(super) trait Form: bytemuck::Pod {
     /// Steps whose pairs of products add up to less than 2^15: quants of at most `2^15 / (2 * 127 * STEPS)`.
     const STEPS: usize;
     /// Groups of 32 have scales.
     const SCALED: bool;
     /// Quants have an offset that made them unsigned.
     const SIGNED: bool;
-    /// Steps and activations are planes: the `i`th step of every group is before the next step of any.
-    const PLANES: bool = false;
     /// A weight is `UNIT * d` times a quant.
     const UNIT: f32;
 }
 
 /// Quants times scales, at most 45.
 impl Form for BlockQ2K {
-    type Block = Self;
     const STEPS: usize = 2;
     const SCALED: bool = false;
     const SIGNED: bool = false;
@@ -57,7 +53,6 @@ impl Form for BlockQ2K {
 
 /// Quants, at most 15.
 impl Form for BlockQ4K {
-    type Block = Self;
     const STEPS: usize = 8;
     const SCALED: bool = true;
     const SIGNED: bool = false;
@@ -66,7 +61,6 @@ impl Form for BlockQ4K {
 
 /// Weights plus [`IQ2_MIDDLE`], at most 107.
 impl Form for BlockIq2Xxs {
-    type Block = Self;
     const STEPS: usize = 1;
     const SCALED: bool = true;
     const SIGNED: bool = true;
@@ -134,12 +128,10 @@ pub(super) struct Packed32<const LANES: usize, const PLANES: usize> {
 }
 
 impl<const LANES: usize, const PLANES: usize> Packed32<LANES, PLANES> {
-    /// Makes room for some rows; their number of blocks.
-    pub(super) fn room(&mut self, rows: &[u8]) -> usize {
-        let blocks = rows.len() / LANES / size_of::<BlockQ8_0>();
+    /// Makes room for some blocks of each row.
+    pub(super) fn room(&mut self, blocks: usize) {
         self.q.resize(blocks, Planes([[[[0; 4]; LANES]; 8]; PLANES]));
         self.d.resize(blocks, [0.0; LANES]);
-        blocks
     }
 }
 
@@ -155,25 +147,19 @@ pub(super) fn rows_of<B: bytemuck::Pod, const LANES: usize>(bytes: &[u8]) -> [&[
     rows
 }
 
-/// Asks for the bytes so far `behind` some. The line in which they begin was asked for with the last of the block before.
-#[inline]
-pub(super) fn ask_for_what_follows(bytes: &[u8], behind: usize) {
-    let next = bytes.as_ptr().wrapping_add(behind);
-    for at in (63..bytes.len()).step_by(64) {
-        ask_second_cache(next.wrapping_add(at));
-    }
-    ask_second_cache(next.wrapping_add(bytes.len() - 1));
+/// How far the next rows are behind some.
+pub(super) fn bytes_of_rows<B, const LANES: usize>(rows: &[&[B]; LANES]) -> usize {
+    LANES * size_of_val(rows[0])
 }
 
-/// Block `b` of each of some rows. The blocks of the next rows at the same place, `behind` bytes further, are asked for: to the hardware
-/// these are many streams, too many to see.
+/// Block `b` of each of some rows. The blocks of the next rows at the same place are asked for: to the hardware these are many streams, too
+/// many to see.
 #[inline]
 pub(super) fn blocks<'a, B: bytemuck::Pod, const LANES: usize>(
     rows: &[&'a [B]; LANES],
     b: usize,
-    behind: usize,
 ) -> [&'a B; LANES] {
-    let mut blocks = [&rows[0][b]; LANES];
+    let (mut blocks, behind) = ([&rows[0][b]; LANES], bytes_of_rows(rows));
     for r in 0..LANES {
         blocks[r] = &rows[r][b];
         ask_for_what_follows(bytemuck::bytes_of(blocks[r]), behind);

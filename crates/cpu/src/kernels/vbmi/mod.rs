@@ -21,7 +21,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     iq2_xxs: |rows, x, out| unsafe { row::dots(rows, x, out) },
     iq2_xxs_input: Input::Planes256,
     // SAFETY: as above.
-    iq2_xxs_rows: ManyRows::from(5, TILE_ROWS, |rows, x, out| unsafe { tile::rows(rows, x, out) }),
+    iq2_xxs_rows: ManyRows::many_from(5, TILE_ROWS, |rows, x, out| unsafe { tile::rows(rows, x, out) }),
     ..vnni::KERNELS
 };
 
@@ -42,14 +42,6 @@ fn magnitudes(grid: [__m512i; 4], codes: __m512i, upper: __mmask64) -> __m512i {
     let low = _mm512_permutex2var_epi8(grid[0], codes, grid[1]);
     let high = _mm512_permutex2var_epi8(grid[2], codes, grid[3]);
     _mm512_mask_blend_epi8(upper, low, high)
-}
-
-/// The four seven bits of signs of each word.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn sevens(aux: __m512i) -> __m512i {
-    let places = i64::from_le_bytes([0, 7, 14, 21, 32, 39, 46, 53]);
-    _mm512_multishift_epi64_epi8(_mm512_set1_epi64(places), aux)
 }
 
 /// Of seven bits of signs, for each half of a code: the signs of its first two weights in bits 4 and 5, of the others in bits 2 and 3.
@@ -124,6 +116,7 @@ struct Codes {
     codes: __m512i,
     /// The codes from 128 on.
     upper: __mmask64,
+    /// Of each code seven bits of signs.
     sevens: __m512i,
 }
 
@@ -132,7 +125,9 @@ impl Codes {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
     fn new(codes: __m512i, aux: __m512i) -> Self {
-        Codes { codes, upper: _mm512_movepi8_mask(codes), sevens: sevens(aux) }
+        let places = _mm512_set1_epi64(i64::from_le_bytes([0, 7, 14, 21, 32, 39, 46, 53]));
+        let sevens = _mm512_multishift_epi64_epi8(places, aux);
+        Codes { codes, upper: _mm512_movepi8_mask(codes), sevens }
     }
 
     /// The four weights of each code's half, plus [`IQ2_MIDDLE`].

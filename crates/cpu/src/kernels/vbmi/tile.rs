@@ -5,29 +5,17 @@
 
 use super::{Codes, Tables};
 use crate::kernels::avx512::tile::{lay_out_groups, store, words_of};
-use crate::kernels::tile::{Form, Packed, blocks};
+use crate::kernels::tile::{Packed, blocks};
 use crate::kernels::vnni::tile::multiply;
 use crate::kernels::{Columns, ROWS, Target};
 use ds4_quant::BlockIq2Xxs;
 
-/// IQ2_XXS that meets planes of activations.
-struct InPlanes;
-
-impl Form for InPlanes {
-    type Block = BlockIq2Xxs;
-    const STEPS: usize = BlockIq2Xxs::STEPS;
-    const SCALED: bool = BlockIq2Xxs::SCALED;
-    const SIGNED: bool = BlockIq2Xxs::SIGNED;
-    const PLANES: bool = true;
-    const UNIT: f32 = BlockIq2Xxs::UNIT;
-}
-
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
-fn lay_out(packed: &mut Packed<ROWS>, rows: &[&[BlockIq2Xxs]; ROWS], behind: usize) {
+fn lay_out(packed: &mut Packed<ROWS>, rows: &[&[BlockIq2Xxs]; ROWS]) {
     let tables = Tables::new();
     for b in 0..rows[0].len() {
-        let blocks = blocks(rows, b, behind);
+        let blocks = blocks(rows, b);
         let words = words_of(&blocks);
         lay_out_groups::<false>(packed, b, &blocks, &words);
         for (g, q) in packed.q[b].0.iter_mut().enumerate() {
@@ -45,5 +33,5 @@ fn lay_out(packed: &mut Packed<ROWS>, rows: &[&[BlockIq2Xxs]; ROWS], behind: usi
 /// 32 weight rows with any columns.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi")]
 pub(super) fn rows(rows: &[u8], x: &Columns<'_>, out: &mut Target<'_>) {
-    multiply::<InPlanes>(|packed, rows, behind| lay_out(packed, rows, behind), rows, x, out);
+    multiply::<BlockIq2Xxs, true>(|packed, rows| lay_out(packed, rows), rows, x, out);
 }

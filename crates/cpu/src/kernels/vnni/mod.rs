@@ -37,7 +37,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     q4_k_rows: ManyRows::many(TILE_ROWS, |rows, x, out| unsafe { tile::q4_k(rows, x, out) }),
     // SAFETY: as above.
-    iq2_xxs_rows: ManyRows::from(8, TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
+    iq2_xxs_rows: ManyRows::many_from(8, TILE_ROWS, |rows, x, out| unsafe { tile::iq2_xxs(rows, x, out) }),
     // SAFETY: as above.
     index_scores: |query, keys, scores| unsafe { index::scores(query, keys, scores) },
     ..avx512::KERNELS
