@@ -23,14 +23,17 @@ pub(crate) struct Absorbing {
     pub(crate) arena: Buffer,
     pub(crate) window: WindowRowsLaunch,
     pub(crate) compressors: SequenceArg<Compressing>,
-    /// Cubes for each row: the window, the compressors.
-    pub(crate) roles: usize,
 }
 
 impl Absorbing {
+    /// Cubes for each row: the window, the compressors.
+    pub(crate) fn roles(&self) -> usize {
+        1 + self.compressors.values.len()
+    }
+
     /// Buffers of its arguments.
     pub(crate) fn buffers(&self) -> usize {
-        5 + 4 * (self.roles - 1)
+        5 + 4 * self.compressors.values.len()
     }
 }
 
@@ -98,8 +101,7 @@ impl Stage {
         let arena = self.arena(runs);
         // Of many rows, other kernels make the queries.
         if self.current.single && !self.current.observed && kv.n <= self.abilities.few {
-            self.absorbing =
-                Some(Absorbing { layer, arena, window: rows, compressors: SequenceArg::new(), roles: 1 });
+            self.absorbing = Some(Absorbing { layer, arena, window: rows, compressors: SequenceArg::new() });
             return;
         }
         // SAFETY: the plan's stores lie in the arena, and have a slot for every position.
@@ -153,7 +155,6 @@ impl Stage {
         );
         if let Some(absorbing) = &mut self.absorbing {
             absorbing.compressors.push(compressing);
-            absorbing.roles += 1;
             return;
         }
         let arena = self.arena(runs);
@@ -325,9 +326,9 @@ impl Stage {
             top_k: selection.map_or(0, |_| self.shape.index_top_k) as u32,
             q_stride: q.stride,
         };
-        let ids = selection.map_or(&self.nothing[0], |s| &s.ids);
-        if let Some(flash) = self.flash(s) {
-            self.flash_step(layer, (q, sinks), ids, runs, out, flash);
+        let ids = selection.map_or(&self.nothing[0], |s| &s.ids).clone();
+        if let Some(flash) = self.flash(s, q.n) {
+            self.flash_step(layer, (q, sinks), &ids, runs, out, flash);
             return;
         }
         out.width = q.width;
@@ -361,10 +362,11 @@ impl Stage {
     }
 
     /// How the matrix units attend, if they can: to packed rows, with room for a tile of them in shared memory.
-    fn flash(&self, attend: AttendShape) -> Option<FlashShape> {
+    fn flash(&self, attend: AttendShape, n: usize) -> Option<FlashShape> {
         let (side, planes) = (self.abilities.tile?, flash::UNITS / self.abilities.plane as usize);
         let (heads, rotate, eps) = (self.shape.heads, !self.current.observed, Real::new(self.shape.norm_eps));
-        let with = |tile| FlashShape { attend, heads, side, tile, planes, rotate, eps };
+        let early = n <= self.abilities.few;
+        let with = |tile| FlashShape { attend, heads, side, tile, planes, rotate, early, eps };
         let fits = |f: &FlashShape| f.fits() && f.shared_bytes() <= self.abilities.shared;
         [32, 16].map(with).into_iter().find(fits).filter(|_| attend.row.rounding == Rounding::Packed)
     }
@@ -373,13 +375,13 @@ impl Stage {
     fn rotates_late(&self) -> bool {
         let Some(row) = self.current.row else { return false };
         let attend = AttendShape { row, ring: 1, window: 1, ratio: 0, top_k: 0, q_stride: 0 };
-        !self.current.observed && self.flash(attend).is_some()
+        !self.current.observed && self.flash(attend, 1).is_some()
     }
 
-    /// Attention on the matrix units.
+    /// Attention on the matrix units, which wait for memory: there is time for post and comb.
     #[allow(unsafe_code)]
     fn flash_step(
-        &self,
+        &mut self,
         layer: usize,
         (q, sinks): (&Rows, &Vector),
         ids: &Buffer,
@@ -402,16 +404,23 @@ impl Stage {
         out.width = q.width;
         let step = PARTIALS / splits;
         let arena = self.arena(runs);
+        let waiting = self.mixing.take();
         for first in (0..n).step_by(step) {
             let rows = step.min(n - first) as u32;
             let arg = out.output(n, self.heads_form(n));
             // SAFETY: partial sums have room for `step * splits` rows; the rest is as for the kernel without matrix
             // units.
             unsafe {
+                let mut mixing = SequenceArg::new();
+                waiting.iter().for_each(|m| mixing.push(m.arg()));
                 self.timer.time(&self.client, "flash", || {
                     flash::flash::launch_unchecked(
                         &self.client,
-                        CubeCount::new_3d((s.heads / s.side) as u32, rows, splits as u32),
+                        CubeCount::new_3d(
+                            (s.heads / s.side) as u32,
+                            rows,
+                            splits as u32 + mixing.values.len() as u32,
+                        ),
                         CubeDim::new_1d(flash::UNITS as u32),
                         q.values.arg(16),
                         self.plan.arg(4),
@@ -421,6 +430,7 @@ impl Stage {
                         self.scratch.partials.arg(4),
                         self.scratch.stats.arg(4),
                         self.plan.arg(4),
+                        mixing,
                         layer as u32,
                         first as u32,
                         self.angle_set(kind, false),

@@ -98,13 +98,16 @@ impl Stage {
         };
         let form = self.hidden_form(ffn);
         let hidden = self.scratch.hidden.output(n * (s.used + 1), form);
+        let mut mixing = SequenceArg::new();
+        self.mixing.take().into_iter().for_each(|m| mixing.push(m.arg()));
+        let mixes = mixing.values.len() as u32;
         // SAFETY: the table's values were checked to be experts; the shared expert's products have rows of the hidden
         // activations' stride.
         unsafe {
             self.timer.time(&self.client, "route", || {
                 experts::route::launch_unchecked(
                     &self.client,
-                    CubeCount::new_2d(n as u32, 1 + cubes),
+                    CubeCount::new_2d(n as u32, 1 + mixes + cubes),
                     CubeDim::new_1d(ROUTE_UNITS as u32),
                     logits.values.arg(4),
                     bias.arg(4),
@@ -115,6 +118,7 @@ impl Stage {
                     gate.arg(16),
                     up.arg(16),
                     hidden,
+                    mixing,
                     s,
                 );
             });

@@ -4,11 +4,11 @@ use crate::backend::Gpu;
 use crate::buffer::Buffer;
 use crate::device::FEW_ROWS;
 use crate::kernels::common::Real;
-use crate::kernels::dot::{InputLaunch, WeightsLaunch};
+use crate::kernels::dot::{Form, InputLaunch, OutputLaunch, WeightsLaunch};
 use crate::kernels::experts::Expert;
-use crate::kernels::hyper::{self, Hyper, MIX_UNITS};
+use crate::kernels::hyper::{self, Hyper, MIX_UNITS, MixingLaunch};
 use crate::kernels::join;
-use crate::kernels::tables::tables_bytes;
+use crate::kernels::tables::{RawLaunch, tables_bytes};
 use crate::layout::Format;
 use crate::project::{columns, planes};
 use crate::rows::{Matrix, Rows, Vector};
@@ -30,6 +30,40 @@ pub(crate) struct Join {
     mix: Buffer,
     /// What makes `y`, unless it has been made.
     product: Option<LastProduct>,
+}
+
+/// Post and comb of a sublayer, which wait to be made beside something else.
+pub(crate) struct Mixing {
+    totals: Buffer,
+    control: Buffer,
+    mix: Buffer,
+    s: Hyper,
+}
+
+impl Mixing {
+    pub(crate) fn arg(&self) -> MixingLaunch {
+        MixingLaunch::new(self.totals.arg(4), self.control.arg(4), self.mix.arg(4), self.s)
+    }
+}
+
+/// A norm that waits to be part of the products that follow.
+pub(crate) struct Norm {
+    x: Buffer,
+    weight: Buffer,
+    n: usize,
+    width: usize,
+    stride: usize,
+    eps: Real,
+    /// Where it goes if they cannot take it.
+    out: OutputLaunch,
+}
+
+impl Norm {
+    /// As what products norm themselves.
+    pub(crate) fn raw(&self) -> RawLaunch {
+        let (x, weight) = (self.x.arg(16), self.weight.arg(16));
+        RawLaunch::new(x, weight, self.width, self.stride, self.eps, UNITS as usize)
+    }
 }
 
 /// Rows of the sublayer's last matrix that a plane takes, where it joins them, too: the same for all passes of few
@@ -84,6 +118,11 @@ pub(crate) fn partial_values(shape: &Shape, n: usize, few: usize, plane: u32) ->
         n * hyper.parts() * hyper.numbers()
     };
     of(n, MANY_PART).max(of(n.min(few), few_part(plane)))
+}
+
+/// Numbers of a row: control numbers, and products of the streams.
+pub(crate) fn numbers(shape: &Shape) -> usize {
+    shape.hc_mix() + shape.streams * (shape.streams + 1) / 2
 }
 
 /// Cubes for `units` units along x.
@@ -296,19 +335,32 @@ impl Stage {
         let s = self.control(n, &streams.values, join, Some(&hc.mix));
         mix.take(n, mix.width);
         let out = x.output(n, self.form(n));
+        let control = &hc.affine.values[self.index];
+        // Of few rows, kernels that leave much of the device idle make them: attention on the matrix units, the choice of
+        // experts.
+        let all = n > self.abilities.few || self.abilities.tile.is_none() || self.current.observed;
+        let totals = &self.scratch.totals;
+        self.mixing = (!all).then(|| Mixing {
+            totals: totals.clone(),
+            control: control.clone(),
+            mix: mix.values.clone(),
+            s,
+        });
         // SAFETY: sizes are those of the shape.
         unsafe {
             self.timer.time(&self.client, "hc_mix", || {
                 hyper::hc_mix::launch_unchecked(
                     &self.client,
-                    CubeCount::new_2d(n as u32, cubes(s.d / 4, MIX_UNITS as u32) + 1),
+                    CubeCount::new_2d(n as u32, cubes(s.d / 4, MIX_UNITS as u32) + u32::from(all)),
                     CubeDim::new_1d(MIX_UNITS as u32),
                     streams.values.arg(16),
                     self.scratch.partial.arg(4),
-                    hc.affine.values[self.index].arg(4),
+                    control.arg(4),
                     norm.values[self.index].arg(16),
                     out,
                     mix.values.arg(4),
+                    totals.arg(4),
+                    all,
                     s,
                 );
             });
@@ -320,9 +372,23 @@ impl Stage {
     pub(crate) fn hc_join_step(&mut self, y: &Rows, mix: &Rows, streams: &mut Rows) {
         // They may have been carried here.
         streams.n = self.current.n;
+        self.finish_post_comb();
         let (y, mix) = (y.values.clone(), mix.values.clone());
         let product = self.last_product.take();
         self.pending_join = Some(Join { streams: streams.values.clone(), y, mix, product });
+    }
+
+    /// Makes post and comb, if nobody has.
+    #[allow(unsafe_code)]
+    fn finish_post_comb(&mut self) {
+        if let Some(mixing) = self.mixing.take() {
+            // SAFETY: sizes are those of the shape.
+            self.timer.time(&self.client, "post_comb", || unsafe {
+                let rows = CubeCount::new_1d(self.current.n as u32);
+                let dim = CubeDim::new_1d(self.abilities.plane);
+                hyper::post_comb::launch_unchecked(&self.client, rows, dim, mixing.arg());
+            });
+        }
     }
 
     /// Joins what waits: somebody wants to see the streams.
@@ -356,24 +422,40 @@ impl Stage {
         }
     }
 
-    #[allow(unsafe_code)]
+    /// A norm between what is put into the cache and the products beside it is theirs to make.
     pub(crate) fn norm_step(&mut self, weight: &Vector, x: &Rows, out: &mut Rows) {
-        let (n, width, stride) = (x.n, x.width, x.stride);
-        let eps = Real::new(self.shape.norm_eps);
-        let out = out.output(n, self.form(n));
+        let form = self.form(x.n);
+        let norm = Norm {
+            x: x.values.clone(),
+            weight: weight.values[self.index].clone(),
+            n: x.n,
+            width: x.width,
+            stride: x.stride,
+            eps: Real::new(self.shape.norm_eps),
+            out: out.output(x.n, form),
+        };
+        if form == Form::Quantized && self.absorbing.is_some() {
+            self.norm = Some(norm);
+        } else {
+            self.norm_rows(norm);
+        }
+    }
+
+    #[allow(unsafe_code)]
+    pub(crate) fn norm_rows(&self, norm: Norm) {
         // SAFETY: both have `n` rows of `width` values.
         unsafe {
             self.timer.time(&self.client, "norm", || {
                 hyper::norm::launch_unchecked(
                     &self.client,
-                    CubeCount::new_1d(n as u32),
+                    CubeCount::new_1d(norm.n as u32),
                     CubeDim::new_1d(UNITS),
-                    x.values.arg(16),
-                    weight.values[self.index].arg(16),
-                    out,
-                    width,
-                    stride,
-                    eps,
+                    norm.x.arg(16),
+                    norm.weight.arg(16),
+                    norm.out,
+                    norm.width,
+                    norm.stride,
+                    norm.eps,
                 );
             });
         }

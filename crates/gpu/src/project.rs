@@ -6,6 +6,7 @@ use crate::kernels::cache;
 use crate::kernels::dot::Form;
 use crate::kernels::matmul::{self, Dense, Tiling};
 use crate::kernels::project::{self, JobLaunch};
+use crate::kernels::tables::staged_bytes;
 use crate::layout::Format;
 use crate::rows::{Matrix, Rows};
 use crate::stage::Stage;
@@ -74,11 +75,18 @@ impl Stage {
         while !rest.is_empty() {
             // As many in one launch as a kernel may have buffers, beside those of the input and the tables.
             let mut buffers = 5 + self.absorbing.as_ref().map_or(0, Absorbing::buffers);
+            buffers += if self.norm.is_some() { 2 } else { 0 };
             let fit = rest.iter().take_while(|(w, ..)| {
                 buffers += w.buffers() + 1;
                 buffers <= MAX_BUFFERS
             });
             let later = rest.split_off(fit.count());
+            if !later.is_empty()
+                && let Some(norm) = self.norm.take()
+            {
+                // The others will want it, too.
+                self.norm_rows(norm);
+            }
             self.products(x, &rest);
             rest = later;
         }
@@ -214,7 +222,15 @@ impl Stage {
         }
         let columns = columns(x.n);
         let absorbing = self.absorbing.take();
-        let mut first = absorbing.as_ref().map_or(0, |a| (a.roles * x.n) as u32);
+        // The cubes norm what they multiply, where the products take that from shared memory and there is room.
+        let mut norm = self.norm.take();
+        let room = 2 * staged_bytes(columns, x.stride) <= self.abilities.shared;
+        if absorbing.is_none() || !room || jobs.iter().any(|(w, ..)| w.format != Format::Q8) {
+            norm.take().into_iter().for_each(|norm| self.norm_rows(norm));
+        }
+        let mut raw = SequenceArg::new();
+        norm.iter().for_each(|norm| raw.push(norm.raw()));
+        let mut first = absorbing.as_ref().map_or(0, |a| (a.roles() * x.n) as u32);
         let mut args = SequenceArg::new();
         for (w, out, group) in jobs {
             let per_plane = rows_per_plane(w.units(), self.abilities.plane, columns, *group);
@@ -254,6 +270,7 @@ impl Stage {
                     count,
                     dim,
                     x.input(),
+                    raw,
                     args,
                     words,
                     a.window,

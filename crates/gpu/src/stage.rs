@@ -5,7 +5,7 @@ use crate::backend::Options;
 use crate::buffer::{Buffer, device_error};
 use crate::device::{DeviceInfo, FEW_ROWS, has_fragments, usable_tile};
 use crate::graph::{Key, Recorder};
-use crate::hyper::{Join, LastProduct};
+use crate::hyper::{Join, LastProduct, Mixing, Norm};
 use crate::kernels::cache::RowShape;
 use crate::kernels::dot::Form;
 use crate::kernels::hyper::MIX_UNITS;
@@ -63,6 +63,8 @@ pub(crate) struct Abilities {
 pub(crate) struct Scratch {
     /// `[n, parts, numbers]`: partial sums of the hyper-connections.
     pub(crate) partial: Buffer,
+    /// `[n, numbers]`: their totals, for whoever makes post and comb.
+    pub(crate) totals: Buffer,
     /// `[n * (used + 1), I]`: hidden activations of the experts.
     pub(crate) hidden: Rows,
     /// `[n, I]`: gate and up of the shared expert.
@@ -144,7 +146,9 @@ pub(crate) struct Stage {
     /// Work that waits to become part of the next kernel.
     pub(crate) last_product: Option<LastProduct>,
     pub(crate) pending_join: Option<Join>,
+    pub(crate) mixing: Option<Mixing>,
     pub(crate) absorbing: Option<Absorbing>,
+    pub(crate) norm: Option<Norm>,
     recorder: Recorder,
     /// The form of the pass, if it can be recorded.
     key: Option<Key>,
@@ -187,6 +191,7 @@ impl Stage {
         let index_rows = if indexed { rows } else { 0 };
         let scratch = Scratch {
             partial: f32s(crate::hyper::partial_values(shape, rows, abilities.few, abilities.plane)),
+            totals: f32s(few * crate::hyper::numbers(shape)),
             hidden: Rows::new(&client, few * (shape.experts_used + 1), shape.expert_width, true),
             shared: Some(Box::new([0, 1].map(|_| Rows::new(&client, few, shape.expert_width, false)))),
             grouped: (rows > abilities.few).then(|| {
@@ -226,7 +231,9 @@ impl Stage {
             timer: Timer::default(),
             last_product: None,
             pending_join: None,
+            mixing: None,
             absorbing: None,
+            norm: None,
             recorder: Recorder::default(),
             arenas: Vec::new(),
             staging: Staging::default(),
@@ -388,7 +395,8 @@ impl Stage {
         self.current.single = runs.len() == plan.len();
         self.current.observed = form.observed;
         self.current.row = self.layout(runs).map(|l| self.sizes(l).row);
-        (self.last_product, self.pending_join, self.absorbing) = (None, None, None);
+        (self.last_product, self.pending_join) = (None, None);
+        (self.mixing, self.absorbing, self.norm) = (None, None, None);
         self.current.reach = self.key.as_ref().map_or(end, |k| k.reach);
         self.current.outputs.clone_from(&plan.outputs);
         self.recorder.settle(&self.client, self.key.as_ref());

@@ -8,6 +8,7 @@ use super::common::{Real, cube_sum, rms_scale, round_even};
 use super::dot::Input;
 use super::hyper::MOST_PLANES;
 use super::project::{Job, project_jobs};
+use super::tables::Raw;
 use cubecl::prelude::*;
 
 /// Units of a cube that handles a row.
@@ -544,6 +545,7 @@ pub fn compress(c: &Compressing, angles: &[f32], plan: &[u32], arena: &mut [u32]
 #[cube(launch_unchecked)]
 pub fn project_absorb(
     x: &Input,
+    raw: &Sequence<Raw>,
     mut jobs: Sequence<Job>,
     words: &[Vector<u32, Const<2>>],
     window: &WindowRows,
@@ -558,7 +560,7 @@ pub fn project_absorb(
 ) {
     let roles = n * comptime!(1 + compressors.len() as u32);
     if CUBE_POS_X >= roles {
-        project_jobs(x, &mut jobs, words, n, columns, tables);
+        project_jobs(x, raw, &mut jobs, words, n, columns, tables);
     } else if CUBE_POS_Y == 0 {
         let (role, r) = (CUBE_POS_X / n, (CUBE_POS_X % n) as usize);
         if role == 0 {

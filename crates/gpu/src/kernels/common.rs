@@ -81,16 +81,26 @@ pub fn store_four(out: &mut Output, row: usize, four: usize, value: Four, valid:
     }
 }
 
-/// The int8 form of [`store_four`].
+/// Four values in int8, those of eight units side by side by one scale.
+#[derive(CubeType, Clone, Copy)]
+pub struct Bytes {
+    /// The values, over the scale.
+    pub word: u32,
+    /// The scale of the block of 32.
+    pub scale: f32,
+    /// Sum of 16 quants, those of four units.
+    pub sum: i32,
+}
+
+/// All units of a plane must call this together.
 #[cube]
-pub fn quantize_four(out: &mut Output, row: usize, four: usize, value: Four, valid: bool) {
+pub fn bytes_of(value: Four) -> Bytes {
     let mut max = 0.0f32;
     #[unroll]
     for i in 0..4usize {
         max = f32::max(max, f32::abs(value.extract(i)));
     }
     max = group_max(max, 8u32);
-    let d = max / 127.0f32;
     let inv = select(max == 0.0f32, 0.0f32, 127.0f32 / max);
     let mut word = 0u32;
     let mut sum = 0i32;
@@ -102,13 +112,20 @@ pub fn quantize_four(out: &mut Output, row: usize, four: usize, value: Four, val
     }
     sum += plane_shuffle_xor(sum, 1);
     sum += plane_shuffle_xor(sum, 2);
+    Bytes { word, scale: max / 127.0f32, sum }
+}
+
+/// The int8 form of [`store_four`].
+#[cube]
+pub fn quantize_four(out: &mut Output, row: usize, four: usize, value: Four, valid: bool) {
+    let bytes = bytes_of(value);
     if valid {
-        out.words[row * comptime!(out.stride / 4) + four] = word;
+        out.words[row * comptime!(out.stride / 4) + four] = bytes.word;
         if four % 8 == 0 {
-            out.scales[row * comptime!(out.stride / 32) + four / 8] = d;
+            out.scales[row * comptime!(out.stride / 32) + four / 8] = bytes.scale;
         }
         if four % 4 == 0 {
-            out.sums[row * comptime!(out.stride / 16) + four / 4] = sum;
+            out.sums[row * comptime!(out.stride / 16) + four / 4] = bytes.sum;
         }
     }
 }

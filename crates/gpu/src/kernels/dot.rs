@@ -122,6 +122,26 @@ const AHEAD: usize = 2;
 /// Most turns of a row whose loop is unrolled, so that the next turn's weights are on their way while one is multiplied.
 const MOST_UNROLLED: usize = 8;
 
+/// The first turns of `rows` rows of `w`, from `first` on, on their way, for [`dot_fetched`] with so many columns.
+#[cube]
+pub fn fetch_ahead(
+    w: &Weights,
+    first: usize,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) -> Sequence<Held> {
+    let mut coming = Sequence::<Held>::new();
+    let turns = comptime!(turns(w.format, w.input, w.plane));
+    if comptime!(turns > 0 && turns <= MOST_UNROLLED && columns == 1) {
+        let span = comptime!(steps(w.format, w.input, w.plane) * usize::max(w.plane, 1));
+        #[unroll]
+        for t in 0..comptime!(usize::min(AHEAD, turns)) {
+            coming.push(fetch_rows(w, first, lane() + comptime!(t * span), rows));
+        }
+    }
+    coming
+}
+
 /// Adds to `acc[row * columns + column]` this lane's share of the products of `rows` rows of `w`, from `first`
 /// on, with `columns` rows of `x`: column `c` is row `index[c]` (of those staged, if there are any), from value `offset`
 /// on.
@@ -138,16 +158,30 @@ pub fn dot_rows(
     #[comptime] rows: usize,
     #[comptime] columns: usize,
 ) {
+    let mut coming = fetch_ahead(w, first, rows, columns);
+    dot_fetched(w, x, &mut coming, tables, staged, first, index, offset, acc, rows, columns);
+}
+
+/// [`dot_rows`] of rows whose first turns are on their way.
+#[cube]
+pub fn dot_fetched(
+    w: &Weights,
+    x: &Input,
+    coming: &mut Sequence<Held>,
+    tables: &Tables,
+    staged: &Staged,
+    first: usize,
+    index: &Array<u32>,
+    offset: usize,
+    acc: &mut Array<f32>,
+    #[comptime] rows: usize,
+    #[comptime] columns: usize,
+) {
     let (turns, span) = comptime!((
         turns(w.format, w.input, w.plane),
         steps(w.format, w.input, w.plane) * usize::max(w.plane, 1)
     ));
     if comptime!(turns > 0 && turns <= MOST_UNROLLED && columns == 1) {
-        let mut coming = Sequence::<Held>::new();
-        #[unroll]
-        for t in 0..comptime!(usize::min(AHEAD, turns)) {
-            coming.push(fetch_rows(w, first, lane() + comptime!(t * span), rows));
-        }
         #[unroll]
         for t in 0..turns {
             if comptime!(t + AHEAD < turns) {
@@ -233,7 +267,7 @@ pub fn dot_unit(
     match comptime!(format) {
         Format::F32 => unit_f32(held, x, u, index, offset, acc, i, rows, columns),
         Format::F16 => unit_f16(held, x, u, index, offset, acc, i, rows, columns),
-        Format::Q8 => unit_q8(held, x, u, index, offset, acc, i, rows, columns),
+        Format::Q8 => unit_q8(held, x, staged, u, index, offset, acc, i, rows, columns),
         Format::Iq2 => unit_iq2(held, x, tables, staged, u, index, offset, acc, i, rows, columns),
         Format::Q2K => unit_q2k(held, x, staged, u, index, offset, acc, i, rows, columns),
         Format::Q4K => unit_q4k(held, x, u, index, offset, acc, i, rows, columns),
@@ -324,6 +358,7 @@ pub fn dot_bytes(a: Quad, b: Quad, before: i32) -> i32 {
 fn unit_q8(
     held: &Held,
     x: &Input,
+    staged: &Staged,
     u: usize,
     index: &Array<u32>,
     offset: usize,
@@ -335,8 +370,17 @@ fn unit_q8(
     #[unroll]
     for c in 0..columns {
         let row = index[c] as usize;
-        let q = load_x(&x.quants, row * comptime!(x.stride / 16) + offset / 16 + u, true);
-        let d = load_x(&x.scales, row * comptime!(x.stride / 32) + offset / 32 + u / 2, false);
+        let near = comptime!(staged.rows > 0);
+        let q = if near {
+            staged.quad(x, row, offset, u)
+        } else {
+            load_x(&x.quants, row * comptime!(x.stride / 16) + offset / 16 + u, true)
+        };
+        let d = if near {
+            staged.scale(x, row, offset, u / 2)
+        } else {
+            load_x(&x.scales, row * comptime!(x.stride / 32) + offset / 32 + u / 2, false)
+        };
         #[unroll]
         for r in 0..rows {
             let scale = f32::cast_from(held.scales[comptime!(2 * (first + r))]) * d;

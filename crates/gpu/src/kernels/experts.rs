@@ -3,7 +3,9 @@
 use super::common::{Real, sigmoid, store_four};
 use super::dot::{Four, Input, Output, Weights, dot_row, dot_rows, dot_turn, dot_unit, steps, turns};
 use super::fetch::{Held, fetch_both, fetch_rows};
+use super::hyper::{Mixing, post_comb_row};
 use super::plane::{lane, plane, plane_total, planes};
+use super::select::rank;
 use super::tables::{Staged, Tables};
 use crate::layout::Format;
 use cubecl::prelude::*;
@@ -34,7 +36,8 @@ fn softplus(z: f32) -> f32 {
 }
 
 /// A row along x. Its first cube chooses experts by the router's logits, or by token id, ascending, and weighs them; the
-/// others join what gate and up of the shared expert gave to its hidden activations.
+/// second makes post and comb of the sublayer, if they wait; the others join what gate and up of the shared expert gave to
+/// its hidden activations.
 #[cube(launch_unchecked)]
 pub fn route(
     logits: &[f32],
@@ -46,13 +49,20 @@ pub fn route(
     gate: &[Four],
     up: &[Four],
     mut hidden: Output,
+    mut mixing: Sequence<Mixing>,
     #[comptime] s: RouteShape,
 ) {
+    let row = CUBE_POS_X as usize;
+    let mixes = comptime!(mixing.len() as u32);
     if CUBE_POS_Y == 0 {
         choose(logits, bias, table, plan, ids, weights, s);
+    } else if CUBE_POS_Y <= mixes {
+        #[unroll]
+        for i in 0..comptime!(mixing.len()) {
+            post_comb_row(mixing.index_mut(i), row);
+        }
     } else {
-        let row = CUBE_POS_X as usize;
-        let k = (CUBE_POS_Y as usize - 1) * ROUTE_UNITS + UNIT_POS as usize;
+        let k = (CUBE_POS_Y - 1 - mixes) as usize * ROUTE_UNITS + UNIT_POS as usize;
         let fours = comptime!(hidden.stride / 4);
         // Those beyond the last are of the padding, whose values nobody reads.
         let valid = k < fours;
@@ -79,8 +89,15 @@ fn choose(
     let row = CUBE_POS_X as usize;
     let (experts, used) = (comptime!(s.experts), comptime!(s.used));
     let mut p = Shared::<[f32]>::new_slice(experts);
-    let mut order = Shared::<[f32]>::new_slice(experts);
+    // Whole blocks; places beyond the last expert are the worst.
+    let mut order = Shared::<[u32]>::new_slice(comptime!(s.experts.next_multiple_of(BLOCK)));
     let mut chosen = Shared::<[u32]>::new_slice(used);
+    if comptime!(!s.hash) && UNIT_POS < comptime!(BLOCK as u32) {
+        let e = comptime!(s.experts.next_multiple_of(BLOCK) - BLOCK) + UNIT_POS as usize;
+        if e >= experts {
+            order[e] = 0u32;
+        }
+    }
     let mut ascending = Shared::<[u32]>::new_slice(used);
     #[unroll]
     for step in 0..comptime!(s.experts.div_ceil(ROUTE_UNITS)) {
@@ -89,13 +106,12 @@ fn choose(
             let v = f32::sqrt(softplus(logits[row * comptime!(s.stride) + e]));
             p[e] = v;
             if comptime!(!s.hash) {
-                order[e] = v + bias[e];
+                order[e] = rank(v + bias[e]);
             }
         }
     }
     let unit = UNIT_POS as usize;
     if unit < used {
-        // Scores that are not numbers leave places without a choice: those keep an expert that exists.
         chosen[unit] =
             if comptime!(s.hash) { table[plan[4 * row] as usize * used + unit] as u32 } else { unit as u32 };
     }
@@ -105,13 +121,7 @@ fn choose(
         for step in 0..comptime!(s.experts.div_ceil(ROUTE_UNITS)) {
             let e = UNIT_POS as usize + comptime!(step * ROUTE_UNITS);
             if e < experts {
-                let own = order[e];
-                let mut better = 0usize;
-                for j in 0..experts {
-                    let other = order[j];
-                    let first = other > own || (other == own && j < e);
-                    better += select(first, 1usize, 0usize);
-                }
+                let better = better_than(&order, e, experts);
                 if better < used {
                     chosen[better] = e as u32;
                 }
@@ -141,6 +151,35 @@ fn choose(
         ids[row * used + unit] = own;
         weights[row * used + unit] = p[own as usize] * scale;
     }
+}
+
+/// Experts that are compared with one without a look at how they lie to it.
+const BLOCK: usize = 32;
+
+/// How many of the experts come before `e`: those of higher order, and of equal order the first.
+#[cube]
+fn better_than(order: &Shared<[u32]>, e: usize, #[comptime] experts: usize) -> usize {
+    let (own, block) = (order[e], e / BLOCK);
+    let mut better = 0u32;
+    for b in 0..block {
+        #[unroll]
+        for j in 0..BLOCK {
+            better += select(order[b * BLOCK + j] >= own, 1u32, 0u32);
+        }
+    }
+    #[unroll]
+    for j in 0..BLOCK {
+        let other = order[block * BLOCK + j];
+        let first = other > own || (other == own && j < e % BLOCK);
+        better += select(first, 1u32, 0u32);
+    }
+    for b in block + 1..comptime!(experts.div_ceil(BLOCK)) {
+        #[unroll]
+        for j in 0..BLOCK {
+            better += select(order[b * BLOCK + j] > own, 1u32, 0u32);
+        }
+    }
+    better as usize
 }
 
 /// `silu(min(gate, clamp)) * clip(up, -clamp, clamp)`.

@@ -7,10 +7,11 @@
 //! `e^8` are exact enough in f16. What a cube leaves are sums relative to its references; [`combine`] joins those of
 //! the splits, adds the sink, and rotates back.
 
-use super::attend::{AttendShape, rotate_four, seen, slot_of};
+use super::attend::{AttendShape, Seen, rotate_four, seen, slot_of};
 use super::cache::{ROW_SCALES, ROWS, WINDOW, WINDOW_SCALES, part_of};
 use super::common::{Real, rms_scale, store_four};
 use super::dot::{Eight, Four, Output, Quad, dot_four};
+use super::hyper::{Mixing, post_comb_row};
 use cubecl::prelude::*;
 use half::f16;
 
@@ -36,6 +37,8 @@ pub struct FlashShape {
     pub planes: usize,
     /// Whether the queries have yet to be normed and rotated.
     pub rotate: bool,
+    /// Whether what is read is on its way early: for few rows, which wait for it; many want the registers.
+    pub early: bool,
     /// Epsilon of that norm.
     pub eps: Real,
 }
@@ -144,6 +147,53 @@ fn unpack(
     }
 }
 
+/// A unit's share of a tile of stored rows, on its way.
+#[derive(CubeType)]
+struct Coming {
+    quads: Array<Quad>,
+    exponents: Array<u32>,
+}
+
+/// Vectors of a tile.
+const fn tile_quads(s: &FlashShape) -> usize {
+    s.tile * s.attend.row.words / 4
+}
+
+/// All of a unit's loads are under way before the first is waited for. `data_at` and `scales_at`: where the rows are.
+#[cube]
+fn fetch_tile(
+    coming: &mut Coming,
+    arena: &[u32],
+    arena_quads: &[Quad],
+    data_at: &Shared<[u32]>,
+    scales_at: &Shared<[u32]>,
+    #[comptime] s: FlashShape,
+) {
+    let quads = comptime!(s.attend.row.words / 4);
+    #[unroll]
+    for i in 0..comptime!(tile_quads(&s).div_ceil(UNITS)) {
+        // Units beyond the last vector repeat it, and rotary channels the last scale.
+        let at = usize::min(UNIT_POS as usize + comptime!(i * UNITS), comptime!(tile_quads(&s) - 1));
+        let (r, k) = (at / quads, at % quads);
+        coming.quads[i] = arena_quads[data_at[r] as usize + k];
+        let word = usize::min(k / 16, comptime!((s.attend.row.codes() / 16 - 1) / 16));
+        coming.exponents[i] = (arena[scales_at[r] as usize + word] >> (k / 4 % 4 * 8) as u32) & 255;
+    }
+}
+
+/// Unpacks what came into shared memory.
+#[cube]
+fn lay_tile(coming: &Coming, kv: &mut Shared<[Eight]>, #[comptime] s: FlashShape) {
+    let quads_of_row = comptime!(s.attend.row.words / 4);
+    #[unroll]
+    for i in 0..comptime!(tile_quads(&s).div_ceil(UNITS)) {
+        let at = UNIT_POS as usize + comptime!(i * UNITS);
+        if at < comptime!(tile_quads(&s)) {
+            unpack(coming.quads[i], coming.exponents[i], at % quads_of_row, at / quads_of_row, kv, s);
+        }
+    }
+}
+
 #[cube]
 fn load_tile(
     shared: &Shared<[Eight]>,
@@ -182,10 +232,85 @@ fn head_sum(value: f32, #[comptime] lanes: usize) -> f32 {
     sum
 }
 
+/// Where a session's rows begin.
+#[derive(CubeType)]
+struct Regions {
+    window: u32,
+    window_scales: u32,
+    rows: u32,
+    row_scales: u32,
+}
+
+/// Finds the rows of a tile, which the cube then meets to know; those beyond the last repeat it.
+#[cube]
+fn find_rows(
+    tile: u32,
+    row: usize,
+    seen: &Seen,
+    regions: &Regions,
+    selection: &[u32],
+    data_at: &mut Shared<[u32]>,
+    scales_at: &mut Shared<[u32]>,
+    #[comptime] s: FlashShape,
+) {
+    let unit = UNIT_POS as usize;
+    if unit < comptime!(s.tile) {
+        let i = u32::min(tile * comptime!(s.tile as u32) + UNIT_POS, seen.rows - 1);
+        let slot = slot_of(i, seen, selection, row, comptime!(s.attend));
+        let recent = i < seen.recent;
+        let data = select(recent, regions.window, regions.rows);
+        data_at[unit] = (data + slot * comptime!(s.attend.row.words as u32)) / 4;
+        let scales = select(recent, regions.window_scales, regions.row_scales);
+        scales_at[unit] = scales + slot * comptime!(s.attend.row.scale_words as u32);
+    }
+}
+
 /// Attention of a tile of heads (x) of a row (y) over every `splits`th tile of its rows (z). Leaves sums
-/// `partial [n, splits, heads, width]`, and `stats [n, splits, heads, 2]`: their reference and weight.
+/// `partial [n, splits, heads, width]`, and `stats [n, splits, heads, 2]`: their reference and weight. A cube more along z
+/// makes post and comb of the sublayer, if they wait.
 #[cube(launch_unchecked)]
 pub fn flash(
+    q: &[Four],
+    plan: &[u32],
+    selection: &[u32],
+    arena: &[u32],
+    arena_quads: &[Quad],
+    partial: &mut [f32],
+    stats: &mut [f32],
+    angles: &[f32],
+    mut mixing: Sequence<Mixing>,
+    layer: u32,
+    first_row: u32,
+    first_angle: u32,
+    #[comptime] s: FlashShape,
+) {
+    let splits = CUBE_COUNT_Z - comptime!(mixing.len() as u32);
+    if CUBE_POS_Z < splits {
+        attend_split(
+            q,
+            plan,
+            selection,
+            arena,
+            arena_quads,
+            partial,
+            stats,
+            angles,
+            layer,
+            first_row,
+            first_angle,
+            splits,
+            s,
+        );
+    } else if CUBE_POS_X == 0 {
+        #[unroll]
+        for i in 0..comptime!(mixing.len()) {
+            post_comb_row(mixing.index_mut(i), (first_row + CUBE_POS_Y) as usize);
+        }
+    }
+}
+
+#[cube]
+fn attend_split(
     q: &[Four],
     plan: &[u32],
     selection: &[u32],
@@ -197,12 +322,13 @@ pub fn flash(
     layer: u32,
     first_row: u32,
     first_angle: u32,
+    splits: u32,
     #[comptime] s: FlashShape,
 ) {
     let unit = UNIT_POS as usize;
     let row = (first_row + CUBE_POS_Y) as usize;
     let first_head = CUBE_POS_X as usize * comptime!(s.side);
-    let (split, splits) = (CUBE_POS_Z, CUBE_COUNT_Z);
+    let split = CUBE_POS_Z;
     let (position, base) = (plan[4 * row + 1], plan[4 * row + 2]);
     let (width, side, pitch) = (comptime!(s.width()), comptime!(s.side), comptime!(s.pitch()));
 
@@ -226,6 +352,23 @@ pub fn flash(
         let v = q[start + 2 * (lane + comptime!(i / 2 * s.lanes())) + comptime!(i % 2)];
         squares += dot_four(v, v);
         held[i] = v;
+    }
+    let seen = seen(position, comptime!(s.attend));
+    let regions = Regions {
+        window: part_of(arena, base, layer, comptime!(WINDOW)),
+        window_scales: part_of(arena, base, layer, comptime!(WINDOW_SCALES)),
+        rows: part_of(arena, base, layer, comptime!(ROWS)),
+        row_scales: part_of(arena, base, layer, comptime!(ROW_SCALES)),
+    };
+    let mut coming = Coming {
+        quads: Array::new(comptime!(tile_quads(&s).div_ceil(UNITS))),
+        exponents: Array::new(comptime!(tile_quads(&s).div_ceil(UNITS))),
+    };
+    if comptime!(s.early) {
+        // The first tile's rows come while the queries are prepared.
+        find_rows(split, row, &seen, &regions, selection, &mut data_at, &mut scales_at, s);
+        sync_cube();
+        fetch_tile(&mut coming, arena, arena_quads, &data_at, &scales_at, s);
     }
     let mut factor = comptime!((s.width() as f32).powf(-0.5)).runtime();
     if comptime!(s.rotate) {
@@ -253,12 +396,6 @@ pub fn flash(
         queries[head * pitch + k] = Eight::reinterpret(out);
     }
 
-    let seen = seen(position, comptime!(s.attend));
-    let window = part_of(arena, base, layer, comptime!(WINDOW));
-    let window_scales = part_of(arena, base, layer, comptime!(WINDOW_SCALES));
-    let rows = part_of(arena, base, layer, comptime!(ROWS));
-    let row_scales = part_of(arena, base, layer, comptime!(ROW_SCALES));
-
     let plane = PLANE_POS as usize;
     let (score_tile, depth) = (plane % comptime!(s.score_tiles()), plane / comptime!(s.score_tiles()));
     let out = ((CUBE_POS_Y * splits + split) as usize * comptime!(s.heads) + first_head) * width;
@@ -281,28 +418,12 @@ pub fn flash(
     let tiles = (seen.rows + comptime!(s.tile as u32 - 1)) / comptime!(s.tile as u32);
     let mut tile = split;
     while tile < tiles {
-        // Where the rows of the tile are; those beyond the last repeat it.
-        if unit < comptime!(s.tile) {
-            let i = u32::min(tile * comptime!(s.tile as u32) + UNIT_POS, seen.rows - 1);
-            let slot = slot_of(i, &seen, selection, row, comptime!(s.attend));
-            let recent = i < seen.recent;
-            data_at[unit] = (select(recent, window, rows) + slot * comptime!(s.attend.row.words as u32)) / 4;
-            scales_at[unit] =
-                select(recent, window_scales, row_scales) + slot * comptime!(s.attend.row.scale_words as u32);
+        if comptime!(!s.early) {
+            find_rows(tile, row, &seen, &regions, selection, &mut data_at, &mut scales_at, s);
+            sync_cube();
+            fetch_tile(&mut coming, arena, arena_quads, &data_at, &scales_at, s);
         }
-        sync_cube();
-        let quads = comptime!(s.attend.row.words / 4);
-        let mut i = unit;
-        while i < comptime!(s.tile * s.attend.row.words / 4) {
-            let (r, k) = (i / quads, i % quads);
-            let quad = arena_quads[data_at[r] as usize + k];
-            let mut exponent = 0u32;
-            if k < comptime!(s.attend.row.codes() / 16) {
-                exponent = (arena[scales_at[r] as usize + k / 16] >> (k / 4 % 4 * 8) as u32) & 255;
-            }
-            unpack(quad, exponent, k, r, &mut kv, s);
-            i += UNITS;
-        }
+        lay_tile(&coming, &mut kv, s);
         sync_cube();
         // Scores: each plane a part of the depth of one tile of them.
         let dots = cmma::Matrix::<f32>::from_value(
@@ -452,6 +573,11 @@ pub fn flash(
         }
         sync_cube();
         tile += splits;
+        if comptime!(s.early) && tile < tiles {
+            find_rows(tile, row, &seen, &regions, selection, &mut data_at, &mut scales_at, s);
+            sync_cube();
+            fetch_tile(&mut coming, arena, arena_quads, &data_at, &scales_at, s);
+        }
     }
     let length = partial.len();
     #[unroll]
@@ -471,6 +597,9 @@ pub fn flash(
         stats[at + 1] = total;
     }
 }
+
+/// Splits of a unit whose sums are on their way at once.
+const SPLITS_AHEAD: usize = 6;
 
 /// Most splits of a row's attention.
 pub const MOST_SPLITS: usize = 256;
@@ -494,6 +623,17 @@ pub fn combine(
     let row = (first_row + CUBE_POS_Y) as usize;
     let first = CUBE_POS_Y as usize * splits * comptime!(s.heads) + head;
     let sink = sinks[head];
+    let (fours, lanes) = (comptime!(s.width() / 4), comptime!(s.lanes_of_row()));
+    let (k, group) = (UNIT_POS as usize % lanes, UNIT_POS as usize / lanes);
+    let own = usize::min(k, fours - 1);
+    // The first splits are on their way while the weights are made; those beyond the last repeat it.
+    let ahead = comptime!(if s.early { SPLITS_AHEAD } else { 0 });
+    let mut coming = Array::<Four>::new(SPLITS_AHEAD);
+    #[unroll]
+    for i in 0..ahead {
+        let split = usize::min(group + comptime!(i * groups), splits - 1);
+        coming[i] = partial[(first + split * comptime!(s.heads)) * fours + own];
+    }
     let mut references = Shared::<[f32]>::new_slice(MOST_SPLITS);
     let mut weights = Shared::<[f32]>::new_slice(MOST_SPLITS);
     let mut i = UNIT_POS as usize;
@@ -511,11 +651,15 @@ pub fn combine(
     for i in 0..splits {
         total += weights[i] * f32::exp(references[i] - max);
     }
-    let (fours, lanes) = (comptime!(s.width() / 4), comptime!(s.lanes_of_row()));
-    let (k, group) = (UNIT_POS as usize % lanes, UNIT_POS as usize / lanes);
-    let own = usize::min(k, fours - 1);
     let mut sum = Four::new(0.0f32);
-    let mut i = group;
+    #[unroll]
+    for i in 0..ahead {
+        let split = group + comptime!(i * groups);
+        if split < splits {
+            sum += coming[i] * Four::new(f32::exp(references[split] - max));
+        }
+    }
+    let mut i = group + comptime!(if s.early { SPLITS_AHEAD * groups } else { 0 });
     while i < splits {
         let at = first + i * comptime!(s.heads);
         sum += partial[at * fours + own] * Four::new(f32::exp(references[i] - max));

@@ -155,7 +155,7 @@ fn sum_parts(partial: &[f32], row: usize, #[comptime] s: Hyper) -> Shared<[f32]>
 
 /// `1 / rms` of a row's streams together.
 #[cube]
-fn streams_scale(totals: &Shared<[f32]>, #[comptime] s: Hyper) -> f32 {
+fn streams_scale(totals: &[f32], #[comptime] s: Hyper) -> f32 {
     let mut sum = 0.0f32;
     #[unroll]
     for i in 0..comptime!(s.n) {
@@ -180,8 +180,40 @@ fn mix_scale(totals: &Shared<[f32]>, pre: &Array<f32>, #[comptime] s: Hyper) -> 
     rms_scale(f32::max(sum, 0.0f32), comptime!(s.d), s.norm_eps)
 }
 
-/// A.3 and A.2: each cube mixes a part of a row's streams into the normed input of the sublayer; the last along y
-/// computes post and comb.
+/// What post and comb of a sublayer are made of, for whoever makes them.
+#[derive(CubeType, CubeLaunch)]
+pub struct Mixing {
+    /// Numbers of each row.
+    pub totals: Box<[f32]>,
+    /// Scales and offsets of the control numbers.
+    pub control: Box<[f32]>,
+    /// Where post and comb go.
+    pub mix: Box<[f32]>,
+    /// The streams' shape.
+    #[cube(comptime)]
+    pub s: Hyper,
+}
+
+/// A.3: post and comb of a row, by the first plane of a cube.
+#[cube]
+pub fn post_comb_row(mixing: &mut Mixing, row: usize) {
+    if PLANE_POS == 0 {
+        let s = comptime!(mixing.s);
+        let first = row * comptime!(s.numbers());
+        let totals = &mixing.totals[first..first + comptime!(s.numbers())];
+        sinkhorn(totals, &mixing.control, row, &mut mixing.mix, s);
+    }
+}
+
+/// The same of all rows.
+#[cube(launch_unchecked)]
+pub fn post_comb(mut mixing: Mixing) {
+    post_comb_row(&mut mixing, CUBE_POS_X as usize);
+}
+
+/// A.3 and A.2: each cube mixes a part of a row's streams into the normed input of the sublayer. Post and comb take
+/// longer, and nobody needs them before the sublayer's end: where `all`, the last cube along y computes them, else the
+/// first leaves what they are made of.
 #[cube(launch_unchecked)]
 pub fn hc_mix(
     streams: &[Four],
@@ -190,6 +222,8 @@ pub fn hc_mix(
     norm: &[Four],
     mut x: Output,
     mix: &mut [f32],
+    left: &mut [f32],
+    #[comptime] all: bool,
     #[comptime] s: Hyper,
 ) {
     let row = CUBE_POS_X as usize;
@@ -201,38 +235,43 @@ pub fn hc_mix(
     for i in 0..comptime!(s.n) {
         held[i] = streams[row * comptime!(s.stride / 4) + comptime!(i * s.d / 4) + own];
     }
+    let weight = norm[own];
+    let factor = control[0];
+    let mut offsets = Array::<f32>::new(comptime!(s.n));
+    #[unroll]
+    for i in 0..comptime!(s.n) {
+        offsets[i] = control[comptime!(3 + i)];
+    }
     let totals = sum_parts(partial, row, s);
-    let r = streams_scale(&totals, s);
-    if CUBE_POS_Y < CUBE_COUNT_Y - 1 {
+    if comptime!(!all) && CUBE_POS_Y == 0 && UNIT_POS < comptime!(s.numbers() as u32) {
+        left[row * comptime!(s.numbers()) + UNIT_POS as usize] = totals[UNIT_POS as usize];
+    }
+    let mixes = if comptime!(all) { CUBE_POS_Y < CUBE_COUNT_Y - 1 } else { true.runtime() };
+    if mixes {
+        let r = streams_scale(&totals[0..comptime!(s.numbers())], s);
         let mut pre = Array::<f32>::new(comptime!(s.n));
         let mut v = Four::new(0.0f32);
         #[unroll]
         for i in 0..comptime!(s.n) {
-            pre[i] = sigmoid(totals[i] * r * control[0] + control[comptime!(3 + i)]) + comptime!(s.eps.get());
+            pre[i] = sigmoid(totals[i] * r * factor + offsets[i]) + comptime!(s.eps.get());
             v += Four::new(pre[i]) * held[i];
         }
-        v = norm[own] * (v * Four::new(mix_scale(&totals, &pre, s)));
+        v = weight * (v * Four::new(mix_scale(&totals, &pre, s)));
         let valid = k < comptime!(s.d / 4);
         store_four(&mut x, row, k, select(valid, v, Four::new(0.0f32)), valid);
     } else if PLANE_POS == 0 {
-        sinkhorn(&totals, r, control, row, mix, s);
+        sinkhorn(&totals[0..comptime!(s.numbers())], control, row, mix, s);
     }
 }
 
 /// post, and comb made doubly stochastic: softmax over destinations, then alternating normalisations, columns
 /// first. Each unit of a group of N has a row of comb; the groups of the plane do the same.
 #[cube]
-fn sinkhorn(
-    totals: &Shared<[f32]>,
-    r: f32,
-    control: &[f32],
-    row: usize,
-    mix: &mut [f32],
-    #[comptime] s: Hyper,
-) {
+fn sinkhorn(totals: &[f32], control: &[f32], row: usize, mix: &mut [f32], #[comptime] s: Hyper) {
     let n = comptime!(s.n);
     let eps = comptime!(s.eps.get());
     let own = UNIT_POS_PLANE as usize % n;
+    let r = streams_scale(totals, s);
     let z = totals[n + own] * r * control[1] + control[comptime!(3 + s.n) + own];
     let post = 2.0f32 * sigmoid(z);
     let mut c = Array::<f32>::new(n);
@@ -314,7 +353,7 @@ pub fn hc_head(
 ) {
     let row = CUBE_POS_X as usize;
     let totals = sum_parts(partial, row, s);
-    let r = streams_scale(&totals, s);
+    let r = streams_scale(&totals[0..comptime!(s.numbers())], s);
     let k = CUBE_POS_Y as usize * MIX_UNITS + UNIT_POS as usize;
     if k < comptime!(s.d / 4) {
         let mut v = Four::new(0.0f32);

@@ -1,9 +1,9 @@
 //! Matrix times few rows: one plane a row of weights, all matrices of one input in one launch.
 
 use super::common::store_four;
-use super::dot::{Four, Input, Output, Weights, dot_rows};
+use super::dot::{Four, Input, Output, Weights, dot_fetched, dot_rows, fetch_ahead};
 use super::plane::{lane, plane, plane_total, planes};
-use super::tables::{Staged, Tables};
+use super::tables::{Raw, Staged, Tables, fetch_raw};
 use crate::layout::Format;
 use cubecl::prelude::*;
 
@@ -40,13 +40,14 @@ pub fn project(
     #[comptime] columns: usize,
     #[comptime] tables: bool,
 ) {
-    project_jobs(x, &mut jobs, words, n, columns, tables);
+    project_jobs(x, &Sequence::new(), &mut jobs, words, n, columns, tables);
 }
 
-/// This cube's share of the jobs.
+/// This cube's share of the jobs, which multiply `x`, or where there is any the norm of what is `raw`.
 #[cube]
 pub fn project_jobs(
     x: &Input,
+    raw: &Sequence<Raw>,
     jobs: &mut Sequence<Job>,
     words: &[Vector<u32, Const<2>>],
     n: u32,
@@ -61,25 +62,29 @@ pub fn project_jobs(
     for j in 0..comptime!(jobs.len()) {
         let job = jobs.index_mut(j);
         let per_plane = comptime!(job.per_plane);
+        let per_cube = planes() * per_plane;
         // Before the first cube of the job this wraps round to a row far beyond its last.
-        let row = ((CUBE_POS_X - job.first) as usize * planes() + plane()) * per_plane;
-        if CUBE_POS_X >= job.first && row < comptime!(job.rows) {
-            project_rows(x, job, &loaded, row, n, columns);
+        let first = (CUBE_POS_X - job.first) as usize * per_cube;
+        if CUBE_POS_X >= job.first && first < comptime!(job.rows) {
+            project_rows(x, raw, job, &loaded, first + plane() * per_plane, n, columns);
         }
     }
 }
 
 #[cube]
-fn project_rows(x: &Input, job: &mut Job, tables: &Tables, row: usize, n: u32, #[comptime] columns: usize) {
+fn project_rows(
+    x: &Input,
+    raw: &Sequence<Raw>,
+    job: &mut Job,
+    tables: &Tables,
+    row: usize,
+    n: u32,
+    #[comptime] columns: usize,
+) {
     let per_plane = comptime!(job.per_plane);
     // The last rows may be computed twice, by two planes, to the same values.
     let row = row.min(comptime!(job.rows - per_plane));
     let first_column = CUBE_POS_Y as usize * columns;
-    let mut index = Array::<u32>::new(columns);
-    #[unroll]
-    for c in 0..columns {
-        index[c] = u32::min((first_column + c) as u32, n - 1);
-    }
     let mut acc = Array::<f32>::new(comptime!(per_plane * columns));
     #[unroll]
     for i in 0..comptime!(per_plane * columns) {
@@ -87,8 +92,25 @@ fn project_rows(x: &Input, job: &mut Job, tables: &Tables, row: usize, n: u32, #
     }
     let offset = (row / comptime!(job.group)) * comptime!(job.weights.input);
     let w = &job.weights;
-    let none = Staged::none(x);
-    dot_rows(w, x, tables, &none, row, &index, offset, &mut acc, per_plane, columns);
+    let mut index = Array::<u32>::new(columns);
+    if comptime!(raw.len() == 1) {
+        let raw = raw.index(0usize);
+        let fetched = fetch_raw(raw, x, first_column, n as usize, columns);
+        let mut coming = fetch_ahead(w, row, per_plane, columns);
+        let staged = Staged::normed(&fetched, raw, x, columns);
+        #[unroll]
+        for c in 0..columns {
+            index[c] = c.runtime() as u32;
+        }
+        dot_fetched(w, x, &mut coming, tables, &staged, row, &index, offset, &mut acc, per_plane, columns);
+    } else {
+        let none = Staged::none(x);
+        #[unroll]
+        for c in 0..columns {
+            index[c] = u32::min((first_column + c) as u32, n - 1);
+        }
+        dot_rows(w, x, tables, &none, row, &index, offset, &mut acc, per_plane, columns);
+    }
     #[unroll]
     for c in 0..columns {
         #[unroll]

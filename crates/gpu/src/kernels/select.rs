@@ -186,39 +186,85 @@ fn score_packed(
     let mut keys = Shared::<[Quad]>::new_slice(comptime!(SCORE_KEYS * (s.quads() + 1)));
     let mut query_scales = Shared::<[f32]>::new_slice(comptime!(s.heads * s.blocks()));
     let mut head_weights = Shared::<[f32]>::new_slice(s.heads);
-    let mut i = UNIT_POS as usize;
-    while i < comptime!(s.heads * s.quads()) {
-        queries[i / quads * pitch + i % quads] = words[r * comptime!(s.heads * s.quads()) + i];
-        i += CUBE_DIM as usize;
+    // All of a unit's loads are under way before the first is waited for; units beyond the last value repeat it.
+    let counts = comptime!((
+        (s.heads * s.quads()).div_ceil(SCORE_UNITS),
+        (s.heads * s.blocks()).div_ceil(SCORE_UNITS),
+        s.heads.div_ceil(SCORE_UNITS),
+        s.quads().div_ceil(SHARE),
+    ));
+    let mut key_words = Array::<u32>::new(comptime!(2 * counts.3));
+    #[unroll]
+    for j in 0..comptime!(2 * counts.3) {
+        let i = usize::min(share + comptime!(j / 2 * SHARE), quads - 1);
+        key_words[j] = arena[at + 2 * i + comptime!(j % 2)];
     }
-    i = UNIT_POS as usize;
-    while i < comptime!(s.heads * s.blocks()) {
-        query_scales[i] = scales[r * comptime!(s.heads * s.blocks()) + i];
-        i += CUBE_DIM as usize;
+    let mut scale_words = Array::<u32>::new(comptime!(s.blocks().div_ceil(4)));
+    #[unroll]
+    for b in 0..comptime!(s.blocks().div_ceil(4)) {
+        scale_words[b] = arena[key_scales + b];
     }
-    i = UNIT_POS as usize;
-    while i < comptime!(s.heads) {
-        head_weights[i] = weights[r * comptime!(s.weight_stride) + i];
-        i += CUBE_DIM as usize;
+    let mut query_words = Array::<Quad>::new(comptime!(counts.0));
+    #[unroll]
+    for j in 0..comptime!(counts.0) {
+        let i =
+            usize::min(UNIT_POS as usize + comptime!(j * SCORE_UNITS), comptime!(s.heads * s.quads() - 1));
+        query_words[j] = words[r * comptime!(s.heads * s.quads()) + i];
+    }
+    let mut scale_values = Array::<f32>::new(comptime!(counts.1));
+    #[unroll]
+    for j in 0..comptime!(counts.1) {
+        let i =
+            usize::min(UNIT_POS as usize + comptime!(j * SCORE_UNITS), comptime!(s.heads * s.blocks() - 1));
+        scale_values[j] = scales[r * comptime!(s.heads * s.blocks()) + i];
+    }
+    let mut weight_values = Array::<f32>::new(comptime!(counts.2));
+    #[unroll]
+    for j in 0..comptime!(counts.2) {
+        let i = usize::min(UNIT_POS as usize + comptime!(j * SCORE_UNITS), comptime!(s.heads - 1));
+        weight_values[j] = weights[r * comptime!(s.weight_stride) + i];
+    }
+    #[unroll]
+    for j in 0..comptime!(counts.0) {
+        let i = UNIT_POS as usize + comptime!(j * SCORE_UNITS);
+        if i < comptime!(s.heads * s.quads()) {
+            queries[i / quads * pitch + i % quads] = query_words[j];
+        }
+    }
+    #[unroll]
+    for j in 0..comptime!(counts.1) {
+        let i = UNIT_POS as usize + comptime!(j * SCORE_UNITS);
+        if i < comptime!(s.heads * s.blocks()) {
+            query_scales[i] = scale_values[j];
+        }
+    }
+    #[unroll]
+    for j in 0..comptime!(counts.2) {
+        let i = UNIT_POS as usize + comptime!(j * SCORE_UNITS);
+        if i < comptime!(s.heads) {
+            head_weights[i] = weight_values[j];
+        }
     }
     let key = UNIT_POS as usize / SHARE * pitch;
-    i = share;
-    while i < quads {
-        let mut unpacked = Quad::empty();
-        #[unroll]
-        for half in 0..2usize {
-            let word = arena[at + 2 * i + half];
-            unpacked.insert(comptime!(2 * half), unpack_keys(word));
-            unpacked.insert(comptime!(2 * half + 1), unpack_keys(word >> 16));
+    #[unroll]
+    for j in 0..comptime!(counts.3) {
+        let i = share + comptime!(j * SHARE);
+        if i < quads {
+            let mut unpacked = Quad::empty();
+            #[unroll]
+            for half in 0..2usize {
+                let word = key_words[comptime!(2 * j + half)];
+                unpacked.insert(comptime!(2 * half), unpack_keys(word));
+                unpacked.insert(comptime!(2 * half + 1), unpack_keys(word >> 16));
+            }
+            keys[key + i] = unpacked;
         }
-        keys[key + i] = unpacked;
-        i += SHARE;
     }
     let mut ks = Array::<f32>::new(s.blocks());
     #[unroll]
     for b in 0..comptime!(s.blocks()) {
-        let word = arena[key_scales + comptime!(b / 4)];
-        ks[b] = f32::reinterpret(((word >> comptime!(8 * (b as u32 % 4))) & 255) << 23);
+        ks[b] =
+            f32::reinterpret(((scale_words[comptime!(b / 4)] >> comptime!(8 * (b as u32 % 4))) & 255) << 23);
     }
     sync_cube();
     let mut own = Array::<Quad>::new(quads);
@@ -257,7 +303,7 @@ fn unpack_keys(codes: u32) -> u32 {
 
 /// Bits of a float in an order that integers share.
 #[cube]
-fn rank(x: f32) -> u32 {
+pub fn rank(x: f32) -> u32 {
     let bits = u32::reinterpret(x);
     bits ^ select((bits >> 31) != 0, 0xffff_ffffu32, 0x8000_0000u32)
 }

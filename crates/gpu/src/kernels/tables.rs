@@ -7,7 +7,10 @@
 //! Rows of activations, where weights come 64 to a vector: lanes side by side then read activations 64 bytes apart, every
 //! other one from another line of the cache.
 
-use super::dot::{Input, Quad};
+use super::common::{Real, bytes_of, cube_sum, rms_scale};
+use super::dot::{Four, Input, Quad, dot_four};
+use super::fetch::load_x;
+use super::hyper::MOST_PLANES;
 use super::plane::{lane, ptx};
 use cubecl::prelude::*;
 use ds4_quant::IQ2XXS_GRID;
@@ -219,7 +222,60 @@ pub struct Staged {
     scales: Shared<[f32]>,
     /// None: the activations are read from memory.
     #[cube(comptime)]
-    rows: usize,
+    pub rows: usize,
+}
+
+/// Rows that have yet to be normed, by whoever multiplies them.
+#[derive(CubeType, CubeLaunch)]
+pub struct Raw {
+    /// `[n, stride]`.
+    pub values: Box<[Four]>,
+    /// The norm's weight.
+    pub weight: Box<[Four]>,
+    /// Values of a row.
+    #[cube(comptime)]
+    pub width: usize,
+    /// Values from row to row.
+    #[cube(comptime)]
+    pub stride: usize,
+    /// Epsilon of the norm.
+    #[cube(comptime)]
+    pub eps: Real,
+    /// Units of a cube.
+    #[cube(comptime)]
+    pub units: usize,
+}
+
+/// A unit's share of raw rows.
+#[derive(CubeType)]
+pub struct Fetched {
+    values: Array<Four>,
+    weights: Array<Four>,
+}
+
+/// Vectors of a row of `stride` values that each of a cube's units has.
+const fn steps(stride: usize, units: usize) -> usize {
+    (stride / 4).div_ceil(units)
+}
+
+/// `rows` rows from row `first` on, those beyond the last as the last, on their way. Who fetches weights, too, does so
+/// later: these are few, and would wait for them.
+#[cube]
+pub fn fetch_raw(raw: &Raw, x: &Input, first: usize, end: usize, #[comptime] rows: usize) -> Fetched {
+    let steps = comptime!(steps(x.stride, raw.units));
+    let mut values = Array::<Four>::new(comptime!(rows * steps));
+    let mut weights = Array::<Four>::new(steps);
+    #[unroll]
+    for i in 0..steps {
+        let own = usize::min(UNIT_POS as usize + comptime!(i * raw.units), comptime!(raw.width / 4 - 1));
+        weights[i] = load_x(&raw.weight, own, true);
+        #[unroll]
+        for r in 0..rows {
+            let row = usize::min(first + r, end - 1) * comptime!(raw.stride / 4);
+            values[comptime!(r * steps + i)] = load_x(&raw.values, row + own, true);
+        }
+    }
+    Fetched { values, weights }
 }
 
 /// Vectors of a row of `stride` values, with those left out.
@@ -268,6 +324,46 @@ impl Staged {
             }
         }
         Staged { quants, sums, scales, rows: comptime!(rows) }
+    }
+
+    /// `rows` rows that were fetched, normed as by [`norm`](super::hyper::norm); the whole cube takes part, and has met. `x`:
+    /// their shape.
+    pub fn normed(fetched: &Fetched, raw: &Raw, x: &Input, #[comptime] rows: usize) -> Staged {
+        let quads = comptime!(rows * staged_quads(x.stride));
+        let mut quants = Shared::<[Quad]>::new_slice(quads);
+        let mut scales = Shared::<[f32]>::new_slice(comptime!(rows * staged_scales(x.stride)));
+        let mut scratch = Shared::<[f32]>::new_slice(MOST_PLANES);
+        let steps = comptime!(steps(x.stride, raw.units));
+        #[unroll]
+        for r in 0..rows {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for i in 0..steps {
+                let k = UNIT_POS as usize + comptime!(i * raw.units);
+                let v = fetched.values[comptime!(r * steps + i)];
+                sum += select(k < comptime!(raw.width / 4), dot_four(v, v), 0.0f32);
+            }
+            let scale = rms_scale(cube_sum(sum, &mut scratch), raw.width, raw.eps);
+            #[unroll]
+            for i in 0..steps {
+                let k = UNIT_POS as usize + comptime!(i * raw.units);
+                let v = fetched.weights[i] * (fetched.values[comptime!(r * steps + i)] * Four::new(scale));
+                let bytes = bytes_of(select(k < comptime!(raw.width / 4), v, Four::new(0.0f32)));
+                let mut quad = Quad::empty();
+                #[unroll]
+                for j in 0..4usize {
+                    quad.insert(j, plane_shuffle(bytes.word, (lane() as u32 & !3u32) + comptime!(j as u32)));
+                }
+                if k % 4 == 0 && k < comptime!(x.stride / 4) {
+                    quants[comptime!(r * staged_quads(x.stride)) + k / 4 + k / 16] = quad;
+                    if k % 8 == 0 {
+                        scales[comptime!(r * staged_scales(x.stride)) + k / 8 + k / 16] = bytes.scale;
+                    }
+                }
+            }
+        }
+        sync_cube();
+        Staged { quants, sums: Shared::<[i32]>::new_slice(1usize), scales, rows: comptime!(rows) }
     }
 
     /// Vector `at` of a row of the activations, from value `offset` on.
