@@ -2,7 +2,7 @@
 
 use crate::backend::Gpu;
 use crate::buffer::Buffer;
-use crate::hyper::cubes;
+use crate::hyper::{Mixing, cubes};
 use crate::kernels::attend::{self, AttendShape};
 use crate::kernels::cache::{
     self, Compressing, CompressingLaunch, Pool, Rounding, RowShape, WindowRowsLaunch,
@@ -411,8 +411,7 @@ impl Stage {
             // SAFETY: partial sums have room for `step * splits` rows; the rest is as for the kernel without matrix
             // units.
             unsafe {
-                let mut mixing = SequenceArg::new();
-                waiting.iter().for_each(|m| mixing.push(m.arg()));
+                let mixing = Mixing::beside(waiting.as_ref());
                 self.timer.time(&self.client, "flash", || {
                     flash::flash::launch_unchecked(
                         &self.client,

@@ -1,7 +1,7 @@
 //! Router and experts on the device.
 
 use crate::backend::Gpu;
-use crate::hyper::{JOINED_ROWS, LastProduct, cubes};
+use crate::hyper::{JOINED_ROWS, LastProduct, Mixing, cubes};
 use crate::kernels::common::Real;
 use crate::kernels::direct::is_direct;
 use crate::kernels::dot::Form;
@@ -98,8 +98,7 @@ impl Stage {
         };
         let form = self.hidden_form(ffn);
         let hidden = self.scratch.hidden.output(n * (s.used + 1), form);
-        let mut mixing = SequenceArg::new();
-        self.mixing.take().into_iter().for_each(|m| mixing.push(m.arg()));
+        let mixing = Mixing::beside(self.mixing.take().as_ref());
         let mixes = mixing.values.len() as u32;
         // SAFETY: the table's values were checked to be experts; the shared expert's products have rows of the hidden
         // activations' stride.

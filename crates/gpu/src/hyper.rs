@@ -41,8 +41,15 @@ pub(crate) struct Mixing {
 }
 
 impl Mixing {
-    pub(crate) fn arg(&self) -> MixingLaunch {
+    fn arg(&self) -> MixingLaunch {
         MixingLaunch::new(self.totals.arg(4), self.control.arg(4), self.mix.arg(4), self.s)
+    }
+
+    /// As what a kernel makes beside its work, if it waits.
+    pub(crate) fn beside(waiting: Option<&Mixing>) -> SequenceArg<hyper::Mixing> {
+        let mut arg = SequenceArg::new();
+        waiting.into_iter().for_each(|m| arg.push(m.arg()));
+        arg
     }
 }
 
@@ -336,9 +343,9 @@ impl Stage {
         mix.take(n, mix.width);
         let out = x.output(n, self.form(n));
         let control = &hc.affine.values[self.index];
-        // Of few rows, kernels that leave much of the device idle make them: attention on the matrix units, the choice of
+        // Post and comb of few rows are left to kernels with time for them: attention on the matrix units, the choice of
         // experts.
-        let all = n > self.abilities.few || self.abilities.tile.is_none() || self.current.observed;
+        let all = n > FEW_ROWS || self.current.observed;
         let totals = &self.scratch.totals;
         self.mixing = (!all).then(|| Mixing {
             totals: totals.clone(),

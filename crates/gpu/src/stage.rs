@@ -191,7 +191,7 @@ impl Stage {
         let index_rows = if indexed { rows } else { 0 };
         let scratch = Scratch {
             partial: f32s(crate::hyper::partial_values(shape, rows, abilities.few, abilities.plane)),
-            totals: f32s(few * crate::hyper::numbers(shape)),
+            totals: f32s(rows.min(FEW_ROWS) * crate::hyper::numbers(shape)),
             hidden: Rows::new(&client, few * (shape.experts_used + 1), shape.expert_width, true),
             shared: Some(Box::new([0, 1].map(|_| Rows::new(&client, few, shape.expert_width, false)))),
             grouped: (rows > abilities.few).then(|| {
@@ -565,7 +565,7 @@ pub(crate) fn check(shape: &Shape) -> Result<(), BackendError> {
     require(shape.experts <= 2048, "at most 2048 experts")?;
     require(shape.index_top_k <= STRETCH, "a selection of at most 8192 rows")?;
     let n = shape.streams;
-    require(shape.hc_mix() + n * (n + 1) / 2 <= MIX_UNITS, "fewer hyper-connection streams")?;
+    require(crate::hyper::numbers(shape) <= MIX_UNITS, "fewer hyper-connection streams")?;
     // Units of a plane share comb, and the smallest plane has eight.
     require(n.is_power_of_two() && n <= 8, "1, 2, 4 or 8 hyper-connection streams")
 }

@@ -187,15 +187,10 @@ fn score_packed(
     let mut query_scales = Shared::<[f32]>::new_slice(comptime!(s.heads * s.blocks()));
     let mut head_weights = Shared::<[f32]>::new_slice(s.heads);
     // All of a unit's loads are under way before the first is waited for; units beyond the last value repeat it.
-    let counts = comptime!((
-        (s.heads * s.quads()).div_ceil(SCORE_UNITS),
-        (s.heads * s.blocks()).div_ceil(SCORE_UNITS),
-        s.heads.div_ceil(SCORE_UNITS),
-        s.quads().div_ceil(SHARE),
-    ));
-    let mut key_words = Array::<u32>::new(comptime!(2 * counts.3));
+    let own_quads = comptime!(s.quads().div_ceil(SHARE));
+    let mut key_words = Array::<u32>::new(comptime!(2 * own_quads));
     #[unroll]
-    for j in 0..comptime!(2 * counts.3) {
+    for j in 0..comptime!(2 * own_quads) {
         let i = usize::min(share + comptime!(j / 2 * SHARE), quads - 1);
         key_words[j] = arena[at + 2 * i + comptime!(j % 2)];
     }
@@ -204,50 +199,22 @@ fn score_packed(
     for b in 0..comptime!(s.blocks().div_ceil(4)) {
         scale_words[b] = arena[key_scales + b];
     }
-    let mut query_words = Array::<Quad>::new(comptime!(counts.0));
+    let (query_values, query_blocks) = comptime!((s.heads * s.quads(), s.heads * s.blocks()));
+    let own_queries = fetch_share(words, r * query_values, query_values);
+    let own_scales = fetch_share(scales, r * query_blocks, query_blocks);
+    let own_weights = fetch_share(weights, r * comptime!(s.weight_stride), s.heads);
     #[unroll]
-    for j in 0..comptime!(counts.0) {
-        let i =
-            usize::min(UNIT_POS as usize + comptime!(j * SCORE_UNITS), comptime!(s.heads * s.quads() - 1));
-        query_words[j] = words[r * comptime!(s.heads * s.quads()) + i];
-    }
-    let mut scale_values = Array::<f32>::new(comptime!(counts.1));
-    #[unroll]
-    for j in 0..comptime!(counts.1) {
-        let i =
-            usize::min(UNIT_POS as usize + comptime!(j * SCORE_UNITS), comptime!(s.heads * s.blocks() - 1));
-        scale_values[j] = scales[r * comptime!(s.heads * s.blocks()) + i];
-    }
-    let mut weight_values = Array::<f32>::new(comptime!(counts.2));
-    #[unroll]
-    for j in 0..comptime!(counts.2) {
-        let i = usize::min(UNIT_POS as usize + comptime!(j * SCORE_UNITS), comptime!(s.heads - 1));
-        weight_values[j] = weights[r * comptime!(s.weight_stride) + i];
-    }
-    #[unroll]
-    for j in 0..comptime!(counts.0) {
+    for j in 0..comptime!(query_values.div_ceil(SCORE_UNITS)) {
         let i = UNIT_POS as usize + comptime!(j * SCORE_UNITS);
-        if i < comptime!(s.heads * s.quads()) {
-            queries[i / quads * pitch + i % quads] = query_words[j];
+        if i < query_values {
+            queries[i / quads * pitch + i % quads] = own_queries[j];
         }
     }
-    #[unroll]
-    for j in 0..comptime!(counts.1) {
-        let i = UNIT_POS as usize + comptime!(j * SCORE_UNITS);
-        if i < comptime!(s.heads * s.blocks()) {
-            query_scales[i] = scale_values[j];
-        }
-    }
-    #[unroll]
-    for j in 0..comptime!(counts.2) {
-        let i = UNIT_POS as usize + comptime!(j * SCORE_UNITS);
-        if i < comptime!(s.heads) {
-            head_weights[i] = weight_values[j];
-        }
-    }
+    lay_share(&own_scales, &mut query_scales, query_blocks);
+    lay_share(&own_weights, &mut head_weights, s.heads);
     let key = UNIT_POS as usize / SHARE * pitch;
     #[unroll]
-    for j in 0..comptime!(counts.3) {
+    for j in 0..own_quads {
         let i = share + comptime!(j * SHARE);
         if i < quads {
             let mut unpacked = Quad::empty();
@@ -287,6 +254,29 @@ fn score_packed(
         h += SHARE;
     }
     sum
+}
+
+/// A unit's share of `len` values, on its way; units beyond the last repeat it.
+#[cube]
+fn fetch_share<T: CubePrimitive>(from: &[T], first: usize, #[comptime] len: usize) -> Array<T> {
+    let mut own = Array::<T>::new(comptime!(len.div_ceil(SCORE_UNITS)));
+    #[unroll]
+    for j in 0..comptime!(len.div_ceil(SCORE_UNITS)) {
+        own[j] = from[first + usize::min(UNIT_POS as usize + comptime!(j * SCORE_UNITS), comptime!(len - 1))];
+    }
+    own
+}
+
+/// Lays such shares into shared memory.
+#[cube]
+fn lay_share<T: CubePrimitive>(own: &Array<T>, to: &mut Shared<[T]>, #[comptime] len: usize) {
+    #[unroll]
+    for j in 0..comptime!(len.div_ceil(SCORE_UNITS)) {
+        let i = UNIT_POS as usize + comptime!(j * SCORE_UNITS);
+        if i < len {
+            to[i] = own[j];
+        }
+    }
 }
 
 /// Four FP4 codes, the lowest bits of a word, as bytes: twice their values.
