@@ -8,11 +8,12 @@ use crate::kernels::dot::{Form, InputLaunch, OutputLaunch, WeightsLaunch};
 use crate::kernels::experts::Expert;
 use crate::kernels::hyper::{self, Hyper, MIX_UNITS, MixingLaunch};
 use crate::kernels::join;
+use crate::kernels::mixed::{self, UnmixedLaunch};
 use crate::kernels::tables::{RawLaunch, tables_bytes};
 use crate::layout::Format;
-use crate::project::{columns, planes};
+use crate::project::columns;
 use crate::rows::{Matrix, Rows, Vector};
-use crate::stage::Stage;
+use crate::stage::{Abilities, Stage};
 use cubecl::prelude::*;
 use ds4_model::{HeadMix, HyperConnection, Mtp, Shape};
 use half::f16;
@@ -53,6 +54,33 @@ impl Mixing {
     }
 }
 
+/// A sublayer's input of one row, which waits to be mixed by the products that follow.
+pub(crate) struct Unmixed {
+    streams: Buffer,
+    partial: Buffer,
+    control: Buffer,
+    norm: Buffer,
+    totals: Buffer,
+    s: Hyper,
+    /// Where it goes.
+    x: Buffer,
+    out: OutputLaunch,
+}
+
+impl Unmixed {
+    /// Whether it is what some products multiply.
+    pub(crate) fn is(&self, x: &Rows) -> bool {
+        self.x.id() == x.values.id()
+    }
+
+    /// As what products mix themselves, and where they leave it.
+    pub(crate) fn arg(self) -> (UnmixedLaunch, OutputLaunch) {
+        let (streams, norm) = (self.streams.arg(16), self.norm.arg(16));
+        let (partial, control, totals) = (self.partial.arg(4), self.control.arg(4), self.totals.arg(4));
+        (UnmixedLaunch::new(streams, partial, control, norm, totals, self.s), self.out)
+    }
+}
+
 /// A norm that waits to be part of the products that follow.
 pub(crate) struct Norm {
     x: Buffer,
@@ -76,6 +104,12 @@ impl Norm {
 /// Rows of the sublayer's last matrix that a plane takes, where it joins them, too: the same for all passes of few
 /// rows, since it decides how sums are split.
 pub(crate) const JOINED_ROWS: usize = 2;
+
+/// Units of a cube that joins what it makes of a sublayer's output: on NVIDIA there is room for larger parts, of which
+/// fewer sums are left.
+fn join_units(a: &Abilities) -> u32 {
+    if a.ptx { 2 * UNITS } else { UNITS }
+}
 
 /// Units of a cube where a row is a cube.
 pub(crate) const UNITS: u32 = 256;
@@ -110,21 +144,21 @@ fn hyper(shape: &Shape, share: Share, controls: usize, input: usize) -> Hyper {
 }
 
 /// Channels of a cube in passes of few rows, which may join what they make of a sublayer's output.
-fn few_part(plane: u32) -> usize {
-    (planes(plane) * JOINED_ROWS).next_multiple_of(4)
+fn few_part(a: &Abilities) -> usize {
+    ((join_units(a) / a.plane).max(1) as usize * JOINED_ROWS).next_multiple_of(4)
 }
 
 /// Channels of a cube in passes for the matrix units.
 const MANY_PART: usize = 256;
 
 /// Values that a pass of up to `n` rows needs for partial sums, of which more than `few` are for the matrix units.
-pub(crate) fn partial_values(shape: &Shape, n: usize, few: usize, plane: u32) -> usize {
+pub(crate) fn partial_values(shape: &Shape, n: usize, a: &Abilities) -> usize {
     let of = |n: usize, part: usize| {
         let share = Share { part, rows: 1, units: UNITS as usize, block: 1 };
         let hyper = hyper(shape, share, shape.hc_mix(), shape.streams_width());
         n * hyper.parts() * hyper.numbers()
     };
-    of(n, MANY_PART).max(of(n.min(few), few_part(plane)))
+    of(n, MANY_PART).max(of(n.min(a.few), few_part(a)))
 }
 
 /// Numbers of a row: control numbers, and products of the streams.
@@ -197,9 +231,9 @@ impl Stage {
 
     /// Channels that a cube makes of a sublayer's output and joins at once, in passes where one step does both.
     pub(crate) fn joined_part(&self, n: usize) -> Option<usize> {
-        let part = few_part(self.abilities.plane);
+        let part = few_part(&self.abilities);
         // Beside the tables of a format.
-        let fits = part == self.planes() * JOINED_ROWS
+        let fits = part == (join_units(&self.abilities) / self.abilities.plane) as usize * JOINED_ROWS
             && self.shape.width.is_multiple_of(part)
             && self.join_bytes(columns(n)) + tables_bytes(self.abilities.ptx) <= self.abilities.shared;
         (fits && n <= FEW_ROWS && !self.current.observed).then_some(part)
@@ -207,7 +241,7 @@ impl Stage {
 
     /// Bytes of shared memory for joining `rows` rows: streams and control numbers, outputs, post and comb.
     pub(crate) fn join_bytes(&self, rows: usize) -> usize {
-        let (part, mix) = (few_part(self.abilities.plane), self.shape.hc_mix());
+        let (part, mix) = (few_part(&self.abilities), self.shape.hc_mix());
         4 * self.shape.streams * part * (rows + mix) + 4 * rows * (part + mix)
     }
 
@@ -220,7 +254,7 @@ impl Stage {
         }
         let planes = controls.max(4) as u32;
         let units = (planes * self.abilities.plane).clamp(UNITS, self.abilities.units.min(1024)) as usize;
-        Share { part: few_part(self.abilities.plane), rows: 1, units, block: 1 }
+        Share { part: few_part(&self.abilities), rows: 1, units, block: 1 }
     }
 
     /// Joins a sublayer's output into the streams (if given), and computes their products with a control matrix (if
@@ -279,11 +313,13 @@ impl Stage {
             LastProduct::Attention { .. } => columns(n),
             LastProduct::Experts { .. } => 1,
         };
+        let joining = join_units(&self.abilities);
         // For a large matrix of long rows, a plane a row keeps more loads under way.
         let large = matches!(product, LastProduct::Attention { .. })
-            && self.abilities.units >= UNITS * JOINED_ROWS as u32;
-        let (units, per_plane) = if large { (UNITS * JOINED_ROWS as u32, 1) } else { (UNITS, JOINED_ROWS) };
-        let part = few_part(self.abilities.plane);
+            && self.abilities.units >= joining * JOINED_ROWS as u32;
+        let (units, per_plane) =
+            if large { (joining * JOINED_ROWS as u32, 1) } else { (joining, JOINED_ROWS) };
+        let part = few_part(&self.abilities);
         let share = Share { part, rows, units: units as usize, block: 1 };
         let s = hyper(&self.shape, share, matrix.map_or(0, |m| m.rows), matrix.map_or(0, Matrix::stored));
         let count = CubeCount::new_2d(s.parts() as u32, n.div_ceil(rows) as u32);
@@ -353,25 +389,57 @@ impl Stage {
             mix: mix.values.clone(),
             s,
         });
-        // SAFETY: sizes are those of the shape.
-        unsafe {
-            self.timer.time(&self.client, "hc_mix", || {
-                hyper::hc_mix::launch_unchecked(
-                    &self.client,
-                    CubeCount::new_2d(n as u32, cubes(s.d / 4, MIX_UNITS as u32) + u32::from(all)),
-                    CubeDim::new_1d(MIX_UNITS as u32),
-                    streams.values.arg(16),
-                    self.scratch.partial.arg(4),
-                    control.arg(4),
-                    norm.values[self.index].arg(16),
-                    out,
-                    mix.values.arg(4),
-                    totals.arg(4),
-                    all,
-                    s,
-                );
-            });
+        let unmixed = Unmixed {
+            streams: streams.values.clone(),
+            partial: self.scratch.partial.clone(),
+            control: control.clone(),
+            norm: norm.values[self.index].clone(),
+            totals: totals.clone(),
+            s,
+            x: x.values.clone(),
+            out,
+        };
+        if n == 1 && !all && self.mixes_with_products() {
+            self.unmixed = Some(unmixed);
+        } else {
+            self.mix_rows(unmixed, &mix.values, n, all);
         }
+    }
+
+    /// Whether the input of a sublayer, of one row, may wait for the products that follow, which are the first to read it.
+    fn mixes_with_products(&self) -> bool {
+        let (a, d) = (&self.abilities, self.shape.width);
+        a.bulk && a.tile.is_some() && a.processors > 0 && mixed::fits(d)
+    }
+
+    /// Mixes what waits, unless products did.
+    pub(crate) fn finish_mix(&mut self) {
+        if let Some(unmixed) = self.unmixed.take() {
+            let nothing = self.nothing[0].clone();
+            self.mix_rows(unmixed, &nothing, 1, false);
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn mix_rows(&self, unmixed: Unmixed, mix: &Buffer, n: usize, all: bool) {
+        let s = unmixed.s;
+        // SAFETY: sizes are those of the shape.
+        self.timer.time(&self.client, "hc_mix", || unsafe {
+            hyper::hc_mix::launch_unchecked(
+                &self.client,
+                CubeCount::new_2d(n as u32, cubes(s.d / 4, MIX_UNITS as u32) + u32::from(all)),
+                CubeDim::new_1d(MIX_UNITS as u32),
+                unmixed.streams.arg(16),
+                unmixed.partial.arg(4),
+                unmixed.control.arg(4),
+                unmixed.norm.arg(16),
+                unmixed.out,
+                mix.arg(4),
+                unmixed.totals.arg(4),
+                all,
+                s,
+            );
+        });
     }
 
     /// Joining waits for the next split of the same streams; whoever reads them before calls

@@ -1,11 +1,13 @@
 //! Products with weight matrices.
 
 use crate::attention::Absorbing;
-use crate::hyper::LastProduct;
+use crate::hyper::{LastProduct, Unmixed};
 use crate::kernels::cache;
 use crate::kernels::dot::Form;
+use crate::kernels::hyper::MIX_UNITS;
 use crate::kernels::matmul::{self, Dense, Tiling};
-use crate::kernels::project::{self, JobLaunch};
+use crate::kernels::mixed::{Shares, project_mixed};
+use crate::kernels::project::{self, Job, JobLaunch};
 use crate::kernels::tables::staged_bytes;
 use crate::layout::Format;
 use crate::rows::{Matrix, Rows};
@@ -71,6 +73,14 @@ impl Stage {
         for (w, out) in jobs.iter_mut() {
             out.take(x.n, w.rows);
         }
+        if let Some(unmixed) = self.unmixed.take_if(|u| u.is(x)) {
+            let jobs: Vec<_> = jobs.iter().map(|(w, out)| (*w, &**out)).collect();
+            match self.jobs_of_mix(&jobs) {
+                Some((jobs, shares)) => return self.products_of_mix(unmixed, jobs, shares),
+                None => self.unmixed = Some(unmixed),
+            }
+        }
+        self.finish_mix();
         let mut rest: Vec<_> = jobs.iter().map(|(w, out)| (*w, &**out, w.rows)).collect();
         while !rest.is_empty() {
             // As many in one launch as a kernel may have buffers, beside those of the input and the tables.
@@ -90,6 +100,37 @@ impl Stage {
             self.products(x, &rest);
             rest = later;
         }
+    }
+
+    /// Jobs of products that mix their input themselves, and each cube's share of them; if they can.
+    fn jobs_of_mix(&self, jobs: &[(&Matrix, &Rows)]) -> Option<(SequenceArg<Job>, Shares)> {
+        if !jobs.iter().all(|(w, _)| matches!(w.format, Format::Q8 | Format::F16)) {
+            return None;
+        }
+        let mut jobs: Vec<_> = jobs.iter().collect();
+        jobs.sort_by_key(|(w, _)| w.format != Format::F16);
+        let cubes = self.abilities.processors;
+        let (mut args, mut items, mut halves) = (SequenceArg::new(), 0, 0);
+        for (w, out) in jobs {
+            args.push(JobLaunch::new(w.arg(), out.values.arg(4), items, w.rows, out.stride, w.rows, 1));
+            items += (w.rows as u32).div_ceil(cubes);
+            if w.format == Format::F16 {
+                halves = items;
+            }
+        }
+        let shares = Shares::new(cubes, items, halves, self.shape.width, self.abilities.shared)?;
+        Some((args, shares))
+    }
+
+    /// The same of an input that they mix themselves.
+    #[allow(unsafe_code)]
+    fn products_of_mix(&self, unmixed: Unmixed, jobs: SequenceArg<Job>, shares: Shares) {
+        let (mixed, x) = unmixed.arg();
+        let (count, dim) = (CubeCount::new_1d(shares.cubes), CubeDim::new_1d(MIX_UNITS as u32));
+        // SAFETY: every matrix has rows of the input's width, every output room for a row.
+        self.timer.time(&self.client, "project_mixed", || unsafe {
+            project_mixed::launch_unchecked(&self.client, count, dim, mixed, x, jobs, shares);
+        });
     }
 
     /// `y = W low`, the sublayer's output, which waits to be joined where that is one step with it.

@@ -5,7 +5,7 @@ use crate::backend::Options;
 use crate::buffer::{Buffer, device_error};
 use crate::device::{DeviceInfo, FEW_ROWS, has_fragments, usable_tile};
 use crate::graph::{Key, Recorder};
-use crate::hyper::{Join, LastProduct, Mixing, Norm};
+use crate::hyper::{Join, LastProduct, Mixing, Norm, Unmixed};
 use crate::kernels::cache::RowShape;
 use crate::kernels::dot::Form;
 use crate::kernels::hyper::MIX_UNITS;
@@ -19,6 +19,7 @@ use crate::staging::{PIECE, Staging};
 use crate::store::{Arena, Sizes, Store};
 use crate::timer::Timer;
 use cubecl::client::Client;
+use cubecl::features::Tma;
 use cubecl_environment::stream::StreamId;
 use ds4_gguf::Tensor;
 use ds4_model::cache::Layout;
@@ -55,8 +56,12 @@ pub(crate) struct Abilities {
     pub(crate) fragments: bool,
     /// Whether kernels are compiled to PTX.
     pub(crate) ptx: bool,
+    /// Whether there are copies to shared memory of which no unit waits for each vector.
+    pub(crate) bulk: bool,
     /// Bytes of shared memory of a cube.
     pub(crate) shared: usize,
+    /// Processors, each of which runs cubes of its own; 0 where nobody tells.
+    pub(crate) processors: u32,
 }
 
 /// Scratch of a pass, allocated once.
@@ -147,6 +152,7 @@ pub(crate) struct Stage {
     pub(crate) last_product: Option<LastProduct>,
     pub(crate) pending_join: Option<Join>,
     pub(crate) mixing: Option<Mixing>,
+    pub(crate) unmixed: Option<Unmixed>,
     pub(crate) absorbing: Option<Absorbing>,
     pub(crate) norm: Option<Norm>,
     recorder: Recorder,
@@ -178,7 +184,9 @@ impl Stage {
             tile,
             fragments: has_fragments(&client),
             ptx: ptx(client.properties()),
+            bulk: ptx(client.properties()) && client.features().tma.contains(Tma::Base),
             shared: hardware.max_shared_memory_size,
+            processors: hardware.num_streaming_multiprocessors.unwrap_or(0),
         };
         let rows = options.max_rows;
         let mut ratios: Vec<usize> = shape.layers.iter().filter_map(|k| k.ratio()).collect();
@@ -190,7 +198,7 @@ impl Stage {
         let indexed = shape.layers.contains(&LayerKind::Indexed);
         let index_rows = if indexed { rows } else { 0 };
         let scratch = Scratch {
-            partial: f32s(crate::hyper::partial_values(shape, rows, abilities.few, abilities.plane)),
+            partial: f32s(crate::hyper::partial_values(shape, rows, &abilities)),
             totals: f32s(rows.min(FEW_ROWS) * crate::hyper::numbers(shape)),
             hidden: Rows::new(&client, few * (shape.experts_used + 1), shape.expert_width, true),
             shared: Some(Box::new([0, 1].map(|_| Rows::new(&client, few, shape.expert_width, false)))),
@@ -232,6 +240,7 @@ impl Stage {
             last_product: None,
             pending_join: None,
             mixing: None,
+            unmixed: None,
             absorbing: None,
             norm: None,
             recorder: Recorder::default(),
@@ -396,7 +405,7 @@ impl Stage {
         self.current.observed = form.observed;
         self.current.row = self.layout(runs).map(|l| self.sizes(l).row);
         (self.last_product, self.pending_join) = (None, None);
-        (self.mixing, self.absorbing, self.norm) = (None, None, None);
+        (self.mixing, self.unmixed, self.absorbing, self.norm) = (None, None, None, None);
         self.current.reach = self.key.as_ref().map_or(end, |k| k.reach);
         self.current.outputs.clone_from(&plan.outputs);
         self.recorder.settle(&self.client, self.key.as_ref());

@@ -321,14 +321,7 @@ fn unit_f16(
     let mut hi = Array::<Four>::new(rows);
     #[unroll]
     for r in 0..rows {
-        let q = Vector::<f32, Const<8>>::cast_from(held.halves[comptime!(first + r)]);
-        let mut l = Four::empty();
-        let mut h = Four::empty();
-        #[unroll]
-        for i in 0..4usize {
-            l.insert(i, q.extract(i));
-            h.insert(i, q.extract(comptime!(i + 4)));
-        }
+        let (l, h) = fours_of(held.halves[comptime!(first + r)]);
         lo[r] = l;
         hi[r] = h;
     }
@@ -341,6 +334,27 @@ fn unit_f16(
             acc[comptime!(r * columns + c)] += dot_four(lo[r], a) + dot_four(hi[r], b);
         }
     }
+}
+
+/// Eight values, four and four.
+#[cube]
+fn fours_of(halves: Eight) -> (Four, Four) {
+    let q = Vector::<f32, Const<8>>::cast_from(halves);
+    let mut lo = Four::empty();
+    let mut hi = Four::empty();
+    #[unroll]
+    for i in 0..4usize {
+        lo.insert(i, q.extract(i));
+        hi.insert(i, q.extract(comptime!(i + 4)));
+    }
+    (lo, hi)
+}
+
+/// Sum of the products of eight values with four and four.
+#[cube]
+pub fn dot_halves(halves: Eight, a: Four, b: Four) -> f32 {
+    let (lo, hi) = fours_of(halves);
+    dot_four(lo, a) + dot_four(hi, b)
 }
 
 /// Sum of the products of 16 pairs of int8, and of `before`.

@@ -104,7 +104,7 @@ pub fn fetch_unit(
 
 /// Where a value is.
 #[cube]
-fn address<T: CubePrimitive>(from: &[T], at: usize) -> *const T {
+pub fn address<T: CubePrimitive>(from: &[T], at: usize) -> *const T {
     // SAFETY: as for every index of a kernel, the host launches it with buffers that are long enough.
     unsafe { from[at..at + 1].as_ptr_unchecked() }
 }

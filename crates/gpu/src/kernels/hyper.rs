@@ -2,6 +2,7 @@
 
 use super::common::{Real, cube_sum, quantize_four, rms_scale, sigmoid, store_four};
 use super::dot::{Four, Output};
+use super::fetch::load_x;
 use cubecl::prelude::*;
 
 /// Room for a value of each plane of a cube, whatever the size of planes.
@@ -60,6 +61,10 @@ impl Hyper {
     /// Sums of a row: control numbers, and products of the streams.
     pub const fn numbers(&self) -> usize {
         self.controls + self.n * (self.n + 1) / 2
+    }
+    /// Units that add the parts of a number, where a cube mixes streams.
+    pub const fn groups(&self) -> usize {
+        MIX_UNITS / self.numbers()
     }
     /// Place of the product of streams `i <= j` among the products.
     pub const fn pair(&self, i: usize, j: usize) -> usize {
@@ -122,20 +127,33 @@ pub fn embed_q8(
     }
 }
 
-/// Sums of the parts of a row's numbers, in shared memory.
+/// A unit's share of the parts of a row's numbers, on its way.
 #[cube]
-fn sum_parts(partial: &[f32], row: usize, #[comptime] s: Hyper) -> Shared<[f32]> {
-    let (numbers, groups) = (comptime!(s.numbers()), comptime!(MIX_UNITS / s.numbers()));
-    let mut sums = Shared::<[f32]>::new_slice(comptime!(MIX_UNITS / s.numbers() * s.numbers()));
+pub fn fetch_parts(partial: &[f32], row: usize, #[comptime] s: Hyper) -> Array<f32> {
+    let (numbers, groups) = (comptime!(s.numbers()), comptime!(s.groups()));
+    let unit = usize::min(UNIT_POS as usize, comptime!(s.groups() * s.numbers() - 1));
+    let mut own = Array::<f32>::new(comptime!(s.parts().div_ceil(s.groups())));
+    #[unroll]
+    for step in 0..comptime!(s.parts().div_ceil(s.groups())) {
+        let p = usize::min(unit / numbers + step * groups, comptime!(s.parts() - 1));
+        own[step] = load_x(partial, (row * comptime!(s.parts()) + p) * numbers + unit % numbers, false);
+    }
+    own
+}
+
+/// Sums of the parts, in shared memory.
+#[cube]
+pub fn sum_parts(own: &Array<f32>, #[comptime] s: Hyper) -> Shared<[f32]> {
+    let (numbers, groups) = (comptime!(s.numbers()), comptime!(s.groups()));
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(s.groups() * s.numbers()));
     let mut totals = Shared::<[f32]>::new_slice(comptime!(s.numbers()));
     let unit = UNIT_POS as usize;
-    if unit < comptime!(MIX_UNITS / s.numbers() * s.numbers()) {
+    if unit < comptime!(s.groups() * s.numbers()) {
         let mut sum = 0.0f32;
         #[unroll]
-        for step in 0..comptime!(s.parts().div_ceil(MIX_UNITS / s.numbers())) {
-            let p = unit / numbers + comptime!(step * (MIX_UNITS / s.numbers()));
-            if p < comptime!(s.parts()) {
-                sum += partial[(row * comptime!(s.parts()) + p) * numbers + unit % numbers];
+        for step in 0..comptime!(s.parts().div_ceil(s.groups())) {
+            if unit / numbers + step * groups < comptime!(s.parts()) {
+                sum += own[step];
             }
         }
         sums[unit] = sum;
@@ -166,7 +184,7 @@ fn streams_scale(totals: &[f32], #[comptime] s: Hyper) -> f32 {
 
 /// `1 / rms` of a mix of the streams.
 #[cube]
-fn mix_scale(totals: &Shared<[f32]>, pre: &Array<f32>, #[comptime] s: Hyper) -> f32 {
+pub fn mix_scale(totals: &Shared<[f32]>, pre: &Array<f32>, #[comptime] s: Hyper) -> f32 {
     let mut sum = 0.0f32;
     #[unroll]
     for i in 0..comptime!(s.n) {
@@ -211,6 +229,48 @@ pub fn post_comb(mut mixing: Mixing) {
     post_comb_row(&mut mixing, CUBE_POS_X as usize);
 }
 
+/// Scales and offsets of the control numbers of a mix, in registers.
+#[cube]
+pub fn fetch_pre(control: &[f32], #[comptime] s: Hyper) -> Array<f32> {
+    let mut own = Array::<f32>::new(comptime!(1 + s.n));
+    own[0] = load_x(control, 0usize, false);
+    #[unroll]
+    for i in 0..comptime!(s.n) {
+        own[1 + i] = load_x(control, comptime!(3 + i), false);
+    }
+    own
+}
+
+/// How much of each stream is in the input of a sublayer.
+#[cube]
+pub fn pre_of(totals: &Shared<[f32]>, control: &Array<f32>, #[comptime] s: Hyper) -> Array<f32> {
+    let r = streams_scale(&totals[0..comptime!(s.numbers())], s);
+    let mut pre = Array::<f32>::new(comptime!(s.n));
+    #[unroll]
+    for i in 0..comptime!(s.n) {
+        pre[i] = sigmoid(totals[i] * r * control[0] + control[1 + i]) + comptime!(s.eps.get());
+    }
+    pre
+}
+
+/// Four channels of the normed mix of streams, which are held from place `first` on; `scale` is [`mix_scale`].
+#[cube]
+pub fn mix_four(
+    held: &Array<Four>,
+    pre: &Array<f32>,
+    weight: Four,
+    scale: f32,
+    #[comptime] first: usize,
+    #[comptime] s: Hyper,
+) -> Four {
+    let mut v = Four::new(0.0f32);
+    #[unroll]
+    for i in 0..comptime!(s.n) {
+        v += Four::new(pre[i]) * held[comptime!(first + i)];
+    }
+    weight * (v * Four::new(scale))
+}
+
 /// A.3 and A.2: each cube mixes a part of a row's streams into the normed input of the sublayer. Post and comb take
 /// longer, and nobody needs them before the sublayer's end: where `all`, the last cube along y computes them, else the
 /// first leaves what they are made of.
@@ -230,33 +290,22 @@ pub fn hc_mix(
     let k = CUBE_POS_Y as usize * MIX_UNITS + UNIT_POS as usize;
     let own = usize::min(k, comptime!(s.d / 4 - 1));
     // On their way while the sums are made.
+    let parts = fetch_parts(partial, row, s);
     let mut held = Array::<Four>::new(comptime!(s.n));
     #[unroll]
     for i in 0..comptime!(s.n) {
-        held[i] = streams[row * comptime!(s.stride / 4) + comptime!(i * s.d / 4) + own];
+        held[i] = load_x(streams, row * comptime!(s.stride / 4) + comptime!(i * s.d / 4) + own, true);
     }
-    let weight = norm[own];
-    let factor = control[0];
-    let mut offsets = Array::<f32>::new(comptime!(s.n));
-    #[unroll]
-    for i in 0..comptime!(s.n) {
-        offsets[i] = control[comptime!(3 + i)];
-    }
-    let totals = sum_parts(partial, row, s);
+    let weight = load_x(norm, own, true);
+    let offsets = fetch_pre(control, s);
+    let totals = sum_parts(&parts, s);
     if comptime!(!all) && CUBE_POS_Y == 0 && UNIT_POS < comptime!(s.numbers() as u32) {
         left[row * comptime!(s.numbers()) + UNIT_POS as usize] = totals[UNIT_POS as usize];
     }
     let mixes = if comptime!(all) { CUBE_POS_Y < CUBE_COUNT_Y - 1 } else { true.runtime() };
     if mixes {
-        let r = streams_scale(&totals[0..comptime!(s.numbers())], s);
-        let mut pre = Array::<f32>::new(comptime!(s.n));
-        let mut v = Four::new(0.0f32);
-        #[unroll]
-        for i in 0..comptime!(s.n) {
-            pre[i] = sigmoid(totals[i] * r * factor + offsets[i]) + comptime!(s.eps.get());
-            v += Four::new(pre[i]) * held[i];
-        }
-        v = weight * (v * Four::new(mix_scale(&totals, &pre, s)));
+        let pre = pre_of(&totals, &offsets, s);
+        let v = mix_four(&held, &pre, weight, mix_scale(&totals, &pre, s), 0usize, s);
         let valid = k < comptime!(s.d / 4);
         store_four(&mut x, row, k, select(valid, v, Four::new(0.0f32)), valid);
     } else if PLANE_POS == 0 {
@@ -267,7 +316,7 @@ pub fn hc_mix(
 /// post, and comb made doubly stochastic: softmax over destinations, then alternating normalisations, columns
 /// first. Each unit of a group of N has a row of comb; the groups of the plane do the same.
 #[cube]
-fn sinkhorn(totals: &[f32], control: &[f32], row: usize, mix: &mut [f32], #[comptime] s: Hyper) {
+pub fn sinkhorn(totals: &[f32], control: &[f32], row: usize, mix: &mut [f32], #[comptime] s: Hyper) {
     let n = comptime!(s.n);
     let eps = comptime!(s.eps.get());
     let own = UNIT_POS_PLANE as usize % n;
@@ -352,7 +401,7 @@ pub fn hc_head(
     #[comptime] z_stride: usize,
 ) {
     let row = CUBE_POS_X as usize;
-    let totals = sum_parts(partial, row, s);
+    let totals = sum_parts(&fetch_parts(partial, row, s), s);
     let r = streams_scale(&totals[0..comptime!(s.numbers())], s);
     let k = CUBE_POS_Y as usize * MIX_UNITS + UNIT_POS as usize;
     if k < comptime!(s.d / 4) {

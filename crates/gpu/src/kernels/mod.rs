@@ -12,6 +12,7 @@ pub mod grouped;
 pub mod hyper;
 pub mod join;
 pub mod matmul;
+pub mod mixed;
 pub mod plane;
 pub mod project;
 pub mod select;

@@ -217,9 +217,12 @@ fn signed(magnitudes: u32, signs: u32) -> u32 {
 /// fourth find theirs in different banks.
 #[derive(CubeType)]
 pub struct Staged {
-    quants: Shared<[Quad]>,
-    sums: Shared<[i32]>,
-    scales: Shared<[f32]>,
+    /// The rows, without what is left out between them.
+    pub quants: Shared<[Quad]>,
+    /// Sums of each vector.
+    pub sums: Shared<[i32]>,
+    /// Scales of every two vectors.
+    pub scales: Shared<[f32]>,
     /// None: the activations are read from memory.
     #[cube(comptime)]
     pub rows: usize,
@@ -279,18 +282,42 @@ pub fn fetch_raw(raw: &Raw, x: &Input, first: usize, end: usize, #[comptime] row
 }
 
 /// Vectors of a row of `stride` values, with those left out.
-const fn staged_quads(stride: usize) -> usize {
+pub const fn staged_quads(stride: usize) -> usize {
     stride / 16 + stride / 64
 }
 
 /// Scales of a row, likewise.
-const fn staged_scales(stride: usize) -> usize {
+pub const fn staged_scales(stride: usize) -> usize {
     stride / 32 + stride / 64
 }
 
 /// Bytes of shared memory of `rows` staged rows.
 pub const fn staged_bytes(rows: usize, stride: usize) -> usize {
     rows * (20 * staged_quads(stride) + 4 * staged_scales(stride))
+}
+
+/// Four values of a row of `stride`, those of units side by side next to each other, in int8; the whole plane takes part.
+#[cube]
+pub fn stage_four(
+    quants: &mut Shared<[Quad]>,
+    scales: &mut Shared<[f32]>,
+    #[comptime] row: usize,
+    four: usize,
+    value: Four,
+    #[comptime] stride: usize,
+) {
+    let bytes = bytes_of(value);
+    let mut quad = Quad::empty();
+    #[unroll]
+    for j in 0..4usize {
+        quad.insert(j, plane_shuffle(bytes.word, (lane() as u32 & !3u32) + comptime!(j as u32)));
+    }
+    if four % 4 == 0 && four < comptime!(stride / 4) {
+        quants[comptime!(row * staged_quads(stride)) + four / 4 + four / 16] = quad;
+        if four % 8 == 0 {
+            scales[comptime!(row * staged_scales(stride)) + four / 8 + four / 16] = bytes.scale;
+        }
+    }
 }
 
 #[cube]
@@ -348,18 +375,8 @@ impl Staged {
             for i in 0..steps {
                 let k = UNIT_POS as usize + comptime!(i * raw.units);
                 let v = fetched.weights[i] * (fetched.values[comptime!(r * steps + i)] * Four::new(scale));
-                let bytes = bytes_of(select(k < comptime!(raw.width / 4), v, Four::new(0.0f32)));
-                let mut quad = Quad::empty();
-                #[unroll]
-                for j in 0..4usize {
-                    quad.insert(j, plane_shuffle(bytes.word, (lane() as u32 & !3u32) + comptime!(j as u32)));
-                }
-                if k % 4 == 0 && k < comptime!(x.stride / 4) {
-                    quants[comptime!(r * staged_quads(x.stride)) + k / 4 + k / 16] = quad;
-                    if k % 8 == 0 {
-                        scales[comptime!(r * staged_scales(x.stride)) + k / 8 + k / 16] = bytes.scale;
-                    }
-                }
+                let v = select(k < comptime!(raw.width / 4), v, Four::new(0.0f32));
+                stage_four(&mut quants, &mut scales, r, k, v, x.stride);
             }
         }
         sync_cube();

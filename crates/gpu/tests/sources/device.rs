@@ -4,7 +4,7 @@
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::cmma::MatrixLayout;
-use cubecl::ir::features::{AtomicUsage, Plane, TypeUsage};
+use cubecl::ir::features::{AtomicUsage, Plane, Tma, TypeUsage};
 use cubecl::ir::{
     AddressType, ContiguousElements, DeviceIdentity, DeviceProperties, ElemType, FloatKind,
     HardwareProperties, IntKind, MemoryDeviceProperties, MmaProperties, TargetProperties, Type, UIntKind,
@@ -136,7 +136,7 @@ fn properties(language: Language) -> DeviceProperties {
         max_cube_count: (0xFFFF, 0xFFFF, 0xFFFF),
         max_units_per_cube: 1024,
         max_cube_dim: (1024, 1024, 1024),
-        num_streaming_multiprocessors: None,
+        num_streaming_multiprocessors: (!metal).then_some(132),
         num_tensor_cores: None,
         min_tensor_cores_dim: None,
         num_cpu_cores: None,
@@ -171,6 +171,7 @@ fn properties(language: Language) -> DeviceProperties {
         register_mma_features(supported_mma_combinations(&arch), &mut props);
         props.features.matmul.ldmatrix.insert(ElemType::Float(FloatKind::F16));
         props.features.memory_reinterpret = true;
+        props.features.tma.insert(Tma::Base);
     }
     props.features.alignment = true;
     props.features.device_memory_scope = true;
