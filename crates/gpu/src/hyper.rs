@@ -313,12 +313,14 @@ impl Stage {
             LastProduct::Attention { .. } => columns(n),
             LastProduct::Experts { .. } => 1,
         };
-        let joining = join_units(&self.abilities);
-        // For a large matrix of long rows, a plane a row keeps more loads under way.
+        // For a large matrix of long rows, a plane a row keeps more loads under way; but the units of very large cubes have too
+        // few registers for several rows of activations.
+        let (joining, larger) =
+            (join_units(&self.abilities), join_units(&self.abilities) * JOINED_ROWS as u32);
         let large = matches!(product, LastProduct::Attention { .. })
-            && self.abilities.units >= joining * JOINED_ROWS as u32;
-        let (units, per_plane) =
-            if large { (joining * JOINED_ROWS as u32, 1) } else { (joining, JOINED_ROWS) };
+            && self.abilities.units >= larger
+            && (larger <= 512 || rows == 1);
+        let (units, per_plane) = if large { (larger, 1) } else { (joining, JOINED_ROWS) };
         let part = few_part(&self.abilities);
         let share = Share { part, rows, units: units as usize, block: 1 };
         let s = hyper(&self.shape, share, matrix.map_or(0, |m| m.rows), matrix.map_or(0, Matrix::stored));

@@ -11,7 +11,7 @@ use super::fetch::{address, load_x};
 use super::hyper::{Hyper, MIX_UNITS, fetch_parts, fetch_pre, mix_four, mix_scale, pre_of, sum_parts};
 use super::plane::{lane, plane, plane_total};
 use super::project::Job;
-use super::tables::{Staged, shared_address, stage_four, staged_bytes, staged_quads, staged_scales};
+use super::tables::{shared_address, stage_four, staged_bytes, staged_quads, staged_scales};
 use crate::layout::Format;
 use cubecl::prelude::*;
 use half::f16;
@@ -59,10 +59,11 @@ const fn input_bytes(width: usize) -> usize {
     4 * width + staged_bytes(1, width) + 16 * MIX_UNITS
 }
 
-/// The input in shared memory: int8; f32, vectors of even places first.
+/// The input in shared memory: int8 as [`stage_four`] lays it; f32, vectors of even places first.
 #[derive(CubeType)]
 struct Mixed {
-    staged: Staged,
+    quants: Shared<[Quad]>,
+    scales: Shared<[f32]>,
     values: Shared<[Four]>,
     /// The row's numbers.
     totals: Shared<[f32]>,
@@ -75,8 +76,9 @@ struct Mixed {
 struct Row {
     quads: u64,
     scales: u64,
-    /// Its matrix; of no row that is beyond the last.
+    /// Its matrix; the number of matrices where there is no such row.
     job: u32,
+    /// Which row of that.
     at: u32,
     half: bool,
 }
@@ -402,9 +404,7 @@ fn mix(coming: &Coming, #[comptime] s: Hyper) -> Mixed {
         values[k % 2 * comptime!(s.d / 8) + k / 2] = four;
     }
     sync_cube();
-    let sums = Shared::<[i32]>::new_slice(1usize);
-    let staged = Staged { quants, sums, scales, rows: comptime!(1usize) };
-    Mixed { staged, values, totals, width: comptime!(s.d) }
+    Mixed { quants, scales, values, totals, width: comptime!(s.d) }
 }
 
 #[cube]
@@ -412,8 +412,8 @@ impl Mixed {
     /// Products with a lane's vector `k` of a row of int8.
     fn product(&self, quad: Quad, scale: f16, #[comptime] k: usize) -> f32 {
         let u = lane() + comptime!(k * PLANE);
-        let scale = f32::cast_from(scale) * self.staged.scales[u / 2 + u / 4];
-        scale * f32::cast_from(dot_bytes(quad, self.staged.quants[u + u / 4], 0i32))
+        let scale = f32::cast_from(scale) * self.scales[u / 2 + u / 4];
+        scale * f32::cast_from(dot_bytes(quad, self.quants[u + u / 4], 0i32))
     }
 
     /// The same of a row of f16.

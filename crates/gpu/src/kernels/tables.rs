@@ -217,12 +217,9 @@ fn signed(magnitudes: u32, signs: u32) -> u32 {
 /// fourth find theirs in different banks.
 #[derive(CubeType)]
 pub struct Staged {
-    /// The rows, without what is left out between them.
-    pub quants: Shared<[Quad]>,
-    /// Sums of each vector.
-    pub sums: Shared<[i32]>,
-    /// Scales of every two vectors.
-    pub scales: Shared<[f32]>,
+    quants: Shared<[Quad]>,
+    sums: Shared<[i32]>,
+    scales: Shared<[f32]>,
     /// None: the activations are read from memory.
     #[cube(comptime)]
     pub rows: usize,
