@@ -414,16 +414,9 @@ impl Stage {
         a.bulk && a.tile.is_some() && a.processors > 0 && mixed::fits(d)
     }
 
-    /// Mixes what waits, unless products did.
-    pub(crate) fn finish_mix(&mut self) {
-        if let Some(unmixed) = self.unmixed.take() {
-            let nothing = self.nothing[0].clone();
-            self.mix_rows(unmixed, &nothing, 1, false);
-        }
-    }
-
+    /// Mixes `n` rows; where `all`, post and comb go to `mix`.
     #[allow(unsafe_code)]
-    fn mix_rows(&self, unmixed: Unmixed, mix: &Buffer, n: usize, all: bool) {
+    pub(crate) fn mix_rows(&self, unmixed: Unmixed, mix: &Buffer, n: usize, all: bool) {
         let s = unmixed.s;
         // SAFETY: sizes are those of the shape.
         self.timer.time(&self.client, "hc_mix", || unsafe {

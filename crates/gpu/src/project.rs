@@ -73,14 +73,12 @@ impl Stage {
         for (w, out) in jobs.iter_mut() {
             out.take(x.n, w.rows);
         }
-        if let Some(unmixed) = self.unmixed.take_if(|u| u.is(x)) {
-            let jobs: Vec<_> = jobs.iter().map(|(w, out)| (*w, &**out)).collect();
-            match self.jobs_of_mix(&jobs) {
+        if let Some(unmixed) = self.unmixed.take() {
+            match self.jobs_of_mix(jobs).filter(|_| unmixed.is(x)) {
                 Some((jobs, shares)) => return self.products_of_mix(unmixed, jobs, shares),
-                None => self.unmixed = Some(unmixed),
+                None => self.mix_rows(unmixed, &self.nothing[0], 1, false),
             }
         }
-        self.finish_mix();
         let mut rest: Vec<_> = jobs.iter().map(|(w, out)| (*w, &**out, w.rows)).collect();
         while !rest.is_empty() {
             // As many in one launch as a kernel may have buffers, beside those of the input and the tables.
@@ -103,7 +101,7 @@ impl Stage {
     }
 
     /// Jobs of products that mix their input themselves, and each cube's share of them; if they can.
-    fn jobs_of_mix(&self, jobs: &[(&Matrix, &Rows)]) -> Option<(SequenceArg<Job>, Shares)> {
+    fn jobs_of_mix(&self, jobs: &[(&Matrix, &mut Rows)]) -> Option<(SequenceArg<Job>, Shares)> {
         if !jobs.iter().all(|(w, _)| matches!(w.format, Format::Q8 | Format::F16)) {
             return None;
         }
@@ -122,7 +120,7 @@ impl Stage {
         Some((args, shares))
     }
 
-    /// The same of an input that they mix themselves.
+    /// Products of an input that they mix themselves.
     #[allow(unsafe_code)]
     fn products_of_mix(&self, unmixed: Unmixed, jobs: SequenceArg<Job>, shares: Shares) {
         let (mixed, x) = unmixed.arg();

@@ -316,7 +316,7 @@ pub fn hc_mix(
 /// post, and comb made doubly stochastic: softmax over destinations, then alternating normalisations, columns
 /// first. Each unit of a group of N has a row of comb; the groups of the plane do the same.
 #[cube]
-pub fn sinkhorn(totals: &[f32], control: &[f32], row: usize, mix: &mut [f32], #[comptime] s: Hyper) {
+fn sinkhorn(totals: &[f32], control: &[f32], row: usize, mix: &mut [f32], #[comptime] s: Hyper) {
     let n = comptime!(s.n);
     let eps = comptime!(s.eps.get());
     let own = UNIT_POS_PLANE as usize % n;

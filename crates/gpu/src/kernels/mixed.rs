@@ -108,13 +108,13 @@ pub struct Shares {
     /// Cubes.
     pub cubes: u32,
     /// Rows of each.
-    pub items: u32,
+    items: u32,
     /// Those of f16.
-    pub halves: u32,
+    halves: u32,
     /// Those that find room.
-    pub copied: u32,
+    copied: u32,
     /// Width of the model.
-    pub width: usize,
+    width: usize,
 }
 
 impl Shares {
