@@ -11,6 +11,7 @@ use crate::kernels::common::Real;
 use crate::kernels::dot::Form;
 use crate::kernels::flash::{self, FlashShape};
 use crate::kernels::select::{self, Index, SCORE_KEYS, SCORE_UNITS, SELECT_UNITS, STRETCH};
+use crate::output::Splits;
 use crate::rows::{Rows, Selection, Vector};
 use crate::stage::{Runs, Stage};
 use cubecl::prelude::*;
@@ -436,24 +437,18 @@ impl Stage {
                         s,
                     );
                 });
-                self.timer.time(&self.client, "combine", || {
-                    flash::combine::launch_unchecked(
-                        &self.client,
-                        CubeCount::new_2d(s.heads as u32, rows),
-                        CubeDim::new_1d((groups * s.lanes_of_row()) as u32),
-                        self.scratch.partials.arg(16),
-                        self.scratch.stats.arg(4),
-                        sinks.values[self.index].arg(4),
-                        self.plan.arg(4),
-                        arg,
-                        first as u32,
-                        self.angle_set(kind, false),
-                        splits as u32,
-                        s,
-                        groups,
-                    );
-                });
             }
+            let splits = Splits {
+                sinks: sinks.values[self.index].clone(),
+                out: arg,
+                first: first as u32,
+                rows,
+                first_angle: self.angle_set(kind, false),
+                count: splits as u32,
+                s,
+                groups,
+            };
+            if self.output_may_join(n) { self.splits = Some(splits) } else { self.combine(splits) }
         }
     }
 }

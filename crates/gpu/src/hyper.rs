@@ -9,8 +9,10 @@ use crate::kernels::experts::Expert;
 use crate::kernels::hyper::{self, Hyper, MIX_UNITS, MixingLaunch};
 use crate::kernels::join;
 use crate::kernels::mixed::{self, UnmixedLaunch};
+use crate::kernels::output;
 use crate::kernels::tables::{RawLaunch, tables_bytes};
 use crate::layout::Format;
+use crate::output::{Heads, Joined};
 use crate::project::columns;
 use crate::rows::{Matrix, Rows, Vector};
 use crate::stage::{Abilities, Stage};
@@ -20,8 +22,18 @@ use half::f16;
 
 /// A sublayer's last product, which waits to be one step with the join that follows it.
 pub(crate) enum LastProduct {
-    Attention { low: InputLaunch, weights: Box<WeightsLaunch> },
-    Experts { hidden: InputLaunch, down: Box<[WeightsLaunch; 2]>, ids: Buffer, s: Expert },
+    Attention {
+        low: InputLaunch,
+        weights: Box<WeightsLaunch>,
+    },
+    /// Of a row that both halves of the output projection have yet to meet.
+    Heads(Box<Heads>),
+    Experts {
+        hidden: InputLaunch,
+        down: Box<[WeightsLaunch; 2]>,
+        ids: Buffer,
+        s: Expert,
+    },
 }
 
 /// A join of a sublayer's output into streams that waits to be made.
@@ -311,7 +323,7 @@ impl Stage {
     ) -> Hyper {
         let rows = match product {
             LastProduct::Attention { .. } => columns(n),
-            LastProduct::Experts { .. } => 1,
+            LastProduct::Heads(_) | LastProduct::Experts { .. } => 1,
         };
         // For a large matrix of long rows, a plane a row keeps more loads under way; but the units of very large cubes have too
         // few registers for several rows of activations.
@@ -320,7 +332,11 @@ impl Stage {
         let large = matches!(product, LastProduct::Attention { .. })
             && self.abilities.units >= larger
             && (larger <= 512 || rows == 1);
-        let (units, per_plane) = if large { (larger, 1) } else { (joining, JOINED_ROWS) };
+        let (units, per_plane) = match product {
+            LastProduct::Heads(_) => (output::UNITS as u32, 1),
+            _ if large => (larger, 1),
+            _ => (joining, JOINED_ROWS),
+        };
         let part = few_part(&self.abilities);
         let share = Share { part, rows, units: units as usize, block: 1 };
         let s = hyper(&self.shape, share, matrix.map_or(0, |m| m.rows), matrix.map_or(0, Matrix::stored));
@@ -329,6 +345,10 @@ impl Stage {
         let (streams, mix, control) = (streams.arg(16), mix.arg(4), self.control_arg(matrix));
         let partial = self.scratch.partial.arg(4);
         match product {
+            LastProduct::Heads(heads) => {
+                let joined = Joined { streams, mix, control, partial };
+                self.output_joined(*heads, joined, is_half(matrix), s);
+            }
             LastProduct::Attention { low, weights } => {
                 let launch = match is_half(matrix) {
                     true => join::project_join::launch_unchecked::<f16>,

@@ -25,6 +25,7 @@ mod keep;
 mod kernels;
 mod layout;
 mod logits;
+mod output;
 mod project;
 mod rows;
 mod stage;

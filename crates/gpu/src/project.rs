@@ -1,9 +1,8 @@
 //! Products with weight matrices.
 
 use crate::attention::Absorbing;
-use crate::hyper::{LastProduct, Unmixed};
+use crate::hyper::Unmixed;
 use crate::kernels::cache;
-use crate::kernels::dot::Form;
 use crate::kernels::hyper::MIX_UNITS;
 use crate::kernels::matmul::{self, Dense, Tiling};
 use crate::kernels::mixed::{Shares, project_mixed};
@@ -131,70 +130,6 @@ impl Stage {
         });
     }
 
-    /// `y = W low`, the sublayer's output, which waits to be joined where that is one step with it.
-    pub(crate) fn project_out_step(&mut self, w: &Matrix, low: &Rows, y: &mut Rows) {
-        if self.joined_part(low.n).is_none() {
-            self.project_step(low, &mut [(w, y)]);
-            return;
-        }
-        y.take(low.n, w.rows);
-        if w.format.int8() && !low.quantized {
-            self.quantize(low, low.n);
-        }
-        self.last_product = Some(LastProduct::Attention { low: low.input(), weights: Box::new(w.arg()) });
-    }
-
-    /// Group `g` of the input meets rows `g * rows/groups..` of `w`.
-    pub(crate) fn project_groups_step(&mut self, w: &Matrix, x: &Rows, out: &mut Rows) {
-        out.take(x.n, w.rows);
-        let group = w.rows / (x.width / w.input);
-        if !self.quantized_products(x, w, out, group) {
-            self.products(x, &[(w, &*out, group)]);
-        }
-    }
-
-    /// Products of few rows that another product will want in int8, if their shape allows it.
-    #[allow(unsafe_code)]
-    fn quantized_products(&self, x: &Rows, w: &Matrix, out: &mut Rows, group: usize) -> bool {
-        // Cubes of a block of rows, two of which find room at a time.
-        let (plane, per_cube) = (self.abilities.plane, 32usize);
-        let units = (per_cube as u32 * plane).min(self.abilities.units).min(512);
-        let planes = (units / plane) as usize;
-        let (columns, certain) = (columns(x.n), self.abilities.tile.is_some());
-        if !certain
-            || x.n > self.abilities.few
-            || !per_cube.is_multiple_of(planes)
-            || !group.is_multiple_of(per_cube)
-        {
-            return false;
-        }
-        let per_plane = per_cube / planes;
-        if w.format.int8() && !x.quantized {
-            self.quantize(x, x.n);
-        }
-        let arg = out.output(x.n, Form::Quantized);
-        // SAFETY: as for plain products.
-        unsafe {
-            self.timer.time(&self.client, "project_quantized", || {
-                project::project_quantized::launch_unchecked(
-                    &self.client,
-                    CubeCount::new_2d((w.rows / per_cube) as u32, x.n.div_ceil(columns) as u32),
-                    CubeDim::new_1d(units),
-                    x.input(),
-                    w.arg(),
-                    self.words.arg(8),
-                    arg,
-                    x.n as u32,
-                    group,
-                    per_plane,
-                    columns,
-                    per_cube,
-                );
-            });
-        }
-        true
-    }
-
     /// Tiles of `rows` rows of activations: of the columns and depths given the first that shared memory has room for,
     /// if there are matrix units.
     pub(crate) fn tiling(&self, rows: usize, planes_m: usize, wanted: &[(usize, usize)]) -> Option<Tiling> {
@@ -248,7 +183,7 @@ impl Stage {
 
     /// Products of matrices, each in groups of rows that share a slice of the input.
     #[allow(unsafe_code)]
-    fn products(&mut self, x: &Rows, jobs: &[(&Matrix, &Rows, usize)]) {
+    pub(crate) fn products(&mut self, x: &Rows, jobs: &[(&Matrix, &Rows, usize)]) {
         if x.n > self.abilities.few
             && jobs.iter().all(|(w, _, group)| *group == w.rows || group.is_multiple_of(DENSE_COLUMNS))
         {

@@ -9,11 +9,13 @@ use crate::hyper::{Join, LastProduct, Mixing, Norm, Unmixed};
 use crate::kernels::cache::RowShape;
 use crate::kernels::dot::Form;
 use crate::kernels::hyper::MIX_UNITS;
+use crate::kernels::output::told_bytes;
 use crate::kernels::plane::ptx;
 use crate::kernels::select::STRETCH;
 use crate::kernels::tables;
 use crate::layout::{Format, pack};
 use crate::logits::Finding;
+use crate::output::{Halfway, Splits};
 use crate::rows::{Matrix, Routes, Rows, Selection};
 use crate::staging::{PIECE, Staging};
 use crate::store::{Arena, Sizes, Store};
@@ -77,6 +79,9 @@ pub(crate) struct Scratch {
     /// `[PARTIALS, H, d]` and `[PARTIALS, H, 2]`: sums of attention and what they are relative to.
     pub(crate) partials: Buffer,
     pub(crate) stats: Buffer,
+    /// What cubes tell each other of a row on its way through the output of attention, and how often they have.
+    pub(crate) told: Buffer,
+    pub(crate) turn: Buffer,
     /// `[tile of rows, keys]`: index scores.
     pub(crate) scores: Buffer,
     /// The best of each stretch of scores, and their places.
@@ -153,6 +158,8 @@ pub(crate) struct Stage {
     pub(crate) pending_join: Option<Join>,
     pub(crate) mixing: Option<Mixing>,
     pub(crate) unmixed: Option<Unmixed>,
+    pub(crate) splits: Option<Splits>,
+    pub(crate) halfway: Option<Halfway>,
     pub(crate) absorbing: Option<Absorbing>,
     pub(crate) norm: Option<Norm>,
     recorder: Recorder,
@@ -197,6 +204,7 @@ impl Stage {
         let index_width = shape.index_heads * shape.index_dim;
         let indexed = shape.layers.contains(&LayerKind::Indexed);
         let index_rows = if indexed { rows } else { 0 };
+        let low = shape.out_rank * shape.out_groups;
         let scratch = Scratch {
             partial: f32s(crate::hyper::partial_values(shape, rows, &abilities)),
             totals: f32s(rows.min(FEW_ROWS) * crate::hyper::numbers(shape)),
@@ -217,6 +225,11 @@ impl Stage {
             }),
             partials: f32s(if abilities.tile.is_some() { PARTIALS * shape.q_width() } else { 0 }),
             stats: f32s(2 * PARTIALS * shape.heads),
+            told: Buffer::zeroed(
+                &client,
+                if abilities.bulk { told_bytes(shape.q_width(), low) as u64 } else { 0 },
+            ),
+            turn: Buffer::zeroed(&client, 4),
             scores: f32s(1),
             best: f32s(1),
             places: f32s(1),
@@ -241,6 +254,8 @@ impl Stage {
             pending_join: None,
             mixing: None,
             unmixed: None,
+            splits: None,
+            halfway: None,
             absorbing: None,
             norm: None,
             recorder: Recorder::default(),
@@ -406,6 +421,7 @@ impl Stage {
         self.current.row = self.layout(runs).map(|l| self.sizes(l).row);
         (self.last_product, self.pending_join) = (None, None);
         (self.mixing, self.unmixed, self.absorbing, self.norm) = (None, None, None, None);
+        (self.splits, self.halfway) = (None, None);
         self.current.reach = self.key.as_ref().map_or(end, |k| k.reach);
         self.current.outputs.clone_from(&plan.outputs);
         self.recorder.settle(&self.client, self.key.as_ref());

@@ -604,6 +604,58 @@ const SPLITS_AHEAD: usize = 6;
 /// Most splits of a row's attention.
 pub const MOST_SPLITS: usize = 256;
 
+/// What the sums of a head's splits are relative to, and the weights in them.
+#[derive(CubeType)]
+pub struct SplitSums {
+    /// Of each split.
+    pub references: Shared<[f32]>,
+    /// Of each split.
+    pub weights: Shared<[f32]>,
+}
+
+/// What all splits of a head are joined relative to, and the weights in that.
+#[derive(CubeType)]
+pub struct JoinedSum {
+    reference: f32,
+    /// Sum of the weights.
+    pub total: f32,
+}
+
+/// Those of `splits` splits, of which the first is number `first`, to shared memory; the cube has to meet.
+#[cube]
+pub fn fetch_sums(stats: &[f32], first: usize, splits: usize, #[comptime] heads: usize) -> SplitSums {
+    let mut references = Shared::<[f32]>::new_slice(MOST_SPLITS);
+    let mut weights = Shared::<[f32]>::new_slice(MOST_SPLITS);
+    let mut i = UNIT_POS as usize;
+    while i < splits {
+        references[i] = stats[2 * (first + i * heads)];
+        weights[i] = stats[2 * (first + i * heads) + 1];
+        i += CUBE_DIM as usize;
+    }
+    SplitSums { references, weights }
+}
+
+#[cube]
+impl SplitSums {
+    /// Of all splits and the sink.
+    pub fn join(&self, splits: usize, sink: f32) -> JoinedSum {
+        let mut max = sink;
+        for i in 0..splits {
+            max = f32::max(max, self.references[i]);
+        }
+        let mut total = f32::exp(sink - max);
+        for i in 0..splits {
+            total += self.weights[i] * f32::exp(self.references[i] - max);
+        }
+        JoinedSum { reference: max, total }
+    }
+
+    /// What a split's sums count.
+    pub fn factor(&self, split: usize, all: &JoinedSum) -> f32 {
+        f32::exp(self.references[split] - all.reference)
+    }
+}
+
 /// Joins the splits of a head (x) of a row (y), with the sink; rotated back. Groups of units take splits in turn.
 #[cube(launch_unchecked)]
 pub fn combine(
@@ -634,35 +686,21 @@ pub fn combine(
         let split = usize::min(group + comptime!(i * groups), splits - 1);
         coming[i] = partial[(first + split * comptime!(s.heads)) * fours + own];
     }
-    let mut references = Shared::<[f32]>::new_slice(MOST_SPLITS);
-    let mut weights = Shared::<[f32]>::new_slice(MOST_SPLITS);
-    let mut i = UNIT_POS as usize;
-    while i < splits {
-        references[i] = stats[2 * (first + i * comptime!(s.heads))];
-        weights[i] = stats[2 * (first + i * comptime!(s.heads)) + 1];
-        i += CUBE_DIM as usize;
-    }
+    let sums = fetch_sums(stats, first, splits, comptime!(s.heads));
     sync_cube();
-    let mut max = sink;
-    for i in 0..splits {
-        max = f32::max(max, references[i]);
-    }
-    let mut total = f32::exp(sink - max);
-    for i in 0..splits {
-        total += weights[i] * f32::exp(references[i] - max);
-    }
+    let all = sums.join(splits, sink);
     let mut sum = Four::new(0.0f32);
     #[unroll]
     for i in 0..ahead {
         let split = group + comptime!(i * groups);
         if split < splits {
-            sum += coming[i] * Four::new(f32::exp(references[split] - max));
+            sum += coming[i] * Four::new(sums.factor(split, &all));
         }
     }
     let mut i = group + comptime!(if s.early { SPLITS_AHEAD * groups } else { 0 });
     while i < splits {
         let at = first + i * comptime!(s.heads);
-        sum += partial[at * fours + own] * Four::new(f32::exp(references[i] - max));
+        sum += partial[at * fours + own] * Four::new(sums.factor(i, &all));
         i += groups;
     }
     if comptime!(groups > 1) {
@@ -675,7 +713,7 @@ pub fn combine(
             sum += sums[comptime!(g * s.lanes_of_row()) + k];
         }
     }
-    let mut v = sum * Four::new(1.0f32 / total);
+    let mut v = sum * Four::new(1.0f32 / all.total);
     let valid = k < fours && group == 0;
     if valid && k >= comptime!(s.attend.row.codes() / 4) {
         let at = first_angle as usize

@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 
 /// Where a cube is: its first row and first vector of four channels, and the end of all rows.
 #[derive(CubeType)]
-struct Place {
+pub struct Place {
     row: usize,
     four: usize,
     end: usize,
@@ -23,7 +23,7 @@ struct Place {
 
 /// Where this cube is, of a grid of parts by groups of `rows` rows.
 #[cube]
-fn place_of(end: u32, #[comptime] s: Hyper) -> Place {
+pub fn place_of_part(end: u32, #[comptime] s: Hyper) -> Place {
     Place {
         row: CUBE_POS_Y as usize * comptime!(s.rows),
         four: CUBE_POS_X as usize * comptime!(s.fours()),
@@ -33,7 +33,7 @@ fn place_of(end: u32, #[comptime] s: Hyper) -> Place {
 
 /// A unit's share of what its cube will hold, on its way while the sublayer's output is computed.
 #[derive(CubeType)]
-struct Coming {
+pub struct Coming {
     streams: Array<Four>,
     mix: Array<f32>,
 }
@@ -47,8 +47,9 @@ struct Held {
     mix: Shared<[f32]>,
 }
 
+/// This unit's share of what its cube will hold.
 #[cube]
-fn fetch(
+pub fn fetch(
     streams: &[Four],
     mix: &[f32],
     place: &Place,
@@ -157,7 +158,7 @@ pub fn hc_control<E: Float>(
     #[comptime] s: Hyper,
     #[comptime] join: bool,
 ) {
-    let place = place_of(end, s);
+    let place = place_of_part(end, s);
     let mut held = lay(&fetch(&*streams, mix, &place, s, join), s, join);
     let outputs = comptime!(if join { s.part * s.rows } else { 1 });
     let mut own = Shared::<[f32]>::new_slice(outputs);
@@ -282,7 +283,7 @@ const fn control_count(s: &Hyper) -> usize {
 
 /// A unit's share of its cube's part of the control matrix `[controls, streams, part]`, on its way likewise.
 #[cube]
-fn fetch_control<E: Float>(
+pub fn fetch_control<E: Float>(
     control: &[Vector<E, Const<4>>],
     place: &Place,
     #[comptime] s: Hyper,
@@ -303,7 +304,7 @@ fn fetch_control<E: Float>(
 
 /// What follows the sublayer's output, which is in shared memory.
 #[cube]
-fn join_output<E: Float>(
+pub fn join_output<E: Float>(
     coming: &Coming,
     coming_control: &Array<Vector<E, Const<4>>>,
     y: &Shared<[f32]>,
@@ -346,7 +347,7 @@ pub fn project_join<E: Float>(
     #[comptime] per_plane: usize,
     #[comptime] s: Hyper,
 ) {
-    let place = place_of(n, s);
+    let place = place_of_part(n, s);
     let coming = fetch(&*streams, mix, &place, s, true);
     let coming_control = fetch_control(control, &place, s);
     let mut tables = Tables::load(words, comptime!(weights.format == Format::Iq2));
@@ -375,7 +376,7 @@ pub fn down_join<E: Float>(
     #[comptime] expert: Expert,
     #[comptime] s: Hyper,
 ) {
-    let place = place_of(n, s);
+    let place = place_of_part(n, s);
     let coming = fetch(&*streams, mix, &place, s, true);
     let coming_control = fetch_control(control, &place, s);
     let (per_plane, part) = (comptime!(expert.per_plane), comptime!(s.part));

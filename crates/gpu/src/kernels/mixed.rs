@@ -6,8 +6,9 @@
 //! registers would keep units from mixing, since a unit's next instruction waits until memory has taken its load.
 
 use super::common::store_four;
+use super::copies::{begin, copy, expect, place_of, shared_half, shared_quad, value, wait};
 use super::dot::{Eight, Four, Output, Quad, dot_bytes, dot_halves};
-use super::fetch::{address, load_x};
+use super::fetch::load_x;
 use super::hyper::{Hyper, MIX_UNITS, fetch_parts, fetch_pre, mix_four, mix_scale, pre_of, sum_parts};
 use super::plane::{lane, plane, plane_total};
 use super::project::Job;
@@ -234,7 +235,7 @@ impl Copies {
         while i < comptime!(shares.copied) {
             let row = find(&*jobs, i, shares.cubes);
             if row.job < comptime!(jobs.len() as u32) {
-                wait(self.bars + 8 * i);
+                wait(self.bars + 8 * i, 0u32);
                 let place = self.rows + place_of_copy(i, shares);
                 let at = place + 16 * lane() as u32;
                 let mut sum = 0.0f32;
@@ -304,7 +305,7 @@ fn copy_row(jobs: &Sequence<Job>, i: u32, rows: u32, bars: u32, #[comptime] s: S
     if row.job < comptime!(jobs.len() as u32) && lane() == 0 {
         let bar = bars + 8 * i;
         let to = rows + place_of_copy(i, s);
-        gpu_asm!("mbarrier.init.shared::cta.b64 [{}], 1; fence.mbarrier_init.release.cluster;", in(_) bar);
+        begin(bar, 1u32);
         if row.half {
             expect(bar, comptime!(2 * s.row()));
             copy(to, value(row.quads), comptime!(2 * s.row()), bar);
@@ -314,47 +315,6 @@ fn copy_row(jobs: &Sequence<Job>, i: u32, rows: u32, bars: u32, #[comptime] s: S
             copy(to + comptime!(s.row()), value(row.scales), s.scales(), bar);
         }
     }
-}
-
-/// So many bytes will come.
-#[cube]
-fn expect(bar: u32, #[comptime] bytes: u32) {
-    gpu_asm!("mbarrier.arrive.expect_tx.shared::cta.b64 _, [{}], {n};", in(_) bar, n = const bytes);
-}
-
-/// Copies to shared memory, without registers.
-#[cube]
-fn copy(to: u32, from: u64, #[comptime] bytes: u32, bar: u32) {
-    gpu_asm!(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{}], [{}], {n}, [{}];",
-        in(_) to,
-        in(_) from,
-        in(_) bar,
-        n = const bytes
-    );
-}
-
-/// Until the copies of a row have come.
-#[cube]
-fn wait(bar: u32) {
-    gpu_asm!(
-        "{{.reg .pred p; WAIT: mbarrier.try_wait.parity.shared::cta.b64 p, [{}], 0; @!p bra WAIT;}}",
-        in(_) bar
-    );
-}
-
-#[cube]
-fn shared_quad(from: u32, #[comptime] by: usize) -> Quad {
-    let out: Quad;
-    gpu_asm!("ld.shared.v4.u32 {}, [{}+{by}];", out(_) out, in(_) from, by = const by, options(nomem));
-    out
-}
-
-#[cube]
-fn shared_half(from: u32, #[comptime] by: usize) -> f16 {
-    let out: u16;
-    gpu_asm!("ld.shared.u16 {}, [{}+{by}];", out(_) out, in(_) from, by = const by, options(nomem));
-    f16::reinterpret(out)
 }
 
 /// Row `item` of this cube's: of every matrix it takes each `cubes`th.
@@ -422,22 +382,6 @@ impl Mixed {
         let odd = comptime!(self.width / 8);
         dot_halves(Eight::reinterpret(quad), self.values[u], self.values[odd + u])
     }
-}
-
-/// Where a value is, as a number.
-#[cube]
-fn place_of<T: CubePrimitive>(from: &[T], at: usize) -> u64 {
-    let from = address(from, at);
-    let out: u64;
-    gpu_asm!("mov.u64 {}, {};", out(_) out, in(_) from, options(pure, nomem));
-    out
-}
-
-/// What a variable holds: an assembler line would be given its place.
-#[cube]
-#[allow(clippy::identity_op)]
-fn value(of: u64) -> u64 {
-    of | 0
 }
 
 #[cube]
