@@ -401,7 +401,7 @@ impl Stage {
         let cubes = s.heads / s.side * n;
         let splits = (WANTED_CUBES / cubes).clamp(1, tiles.min(PARTIALS / n.min(PARTIALS)));
         let splits = splits.min(flash::MOST_SPLITS);
-        let groups = if splits > 1 { 4 } else { 1 };
+        let groups = if splits > 1 { flash::SPLIT_GROUPS } else { 1 };
         out.width = q.width;
         let step = PARTIALS / splits;
         let arena = self.arena(runs);

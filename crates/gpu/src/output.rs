@@ -52,8 +52,7 @@ pub(crate) struct Heads {
     splits: Splits,
     first: WeightsLaunch,
     last: WeightsLaunch,
-    /// Groups, rows of the first matrix, rows of the second.
-    sizes: (usize, usize, usize),
+    o: OutputShape,
 }
 
 /// What the join is of.
@@ -158,9 +157,9 @@ impl Stage {
     pub(crate) fn project_out_step(&mut self, w: &Matrix, low: &Rows, y: &mut Rows) {
         if let Some(Halfway { splits, groups }) = self.halfway.take() {
             let sizes = (groups.rows / groups.group, groups.rows, w.rows);
-            if w.format == Format::Q8 && self.output_shape(splits.s, sizes, self.join_bytes(1)).is_some() {
+            if let Some(o) = self.output_shape(splits.s, sizes).filter(|_| w.format == Format::Q8) {
                 y.take(low.n, w.rows);
-                let heads = Heads { splits, first: groups.weights, last: w.arg(), sizes };
+                let heads = Heads { splits, first: groups.weights, last: w.arg(), o };
                 self.last_product = Some(LastProduct::Heads(Box::new(heads)));
                 return;
             }
@@ -178,23 +177,23 @@ impl Stage {
         self.last_product = Some(LastProduct::Attention { low: low.input(), weights: Box::new(w.arg()) });
     }
 
-    /// How cubes share what is to be done with a row's heads, if they can: `sizes` as in [`Heads`]; the join needs `join`
-    /// bytes of shared memory.
-    fn output_shape(&self, s: FlashShape, sizes: (usize, usize, usize), join: usize) -> Option<OutputShape> {
+    /// How cubes share what is to be done with a row's heads, if they can, with room for control numbers in f32: `sizes` are
+    /// groups, rows of the first matrix, rows of the second.
+    fn output_shape(&self, s: FlashShape, sizes: (usize, usize, usize)) -> Option<OutputShape> {
         let cubes = sizes.2 / self.joined_part(1)?;
         if cubes > self.abilities.processors as usize {
             return None;
         }
-        OutputShape::new(cubes, s, sizes, (self.abilities.shared, join))
+        OutputShape::new(cubes, s, sizes, (self.abilities.shared, self.join_bytes(1)))
     }
 
     /// The output of a row's heads, joined into the streams.
     #[allow(unsafe_code)]
     pub(crate) fn output_joined(&self, heads: Heads, j: Joined, half: bool, s: Hyper) {
-        let Heads { splits, first, last, sizes } = heads;
+        let Heads { splits, first, last, o } = heads;
+        // Control numbers in f16 leave room for more weights.
         let join = self.join_bytes(1) - if half { 2 * s.controls * s.n * s.part } else { 0 };
-        // There was room for control numbers in f32.
-        let Some(o) = self.output_shape(splits.s, sizes, join) else { return };
+        let o = o.with_room(self.abilities.shared, join);
         let launch = match half {
             true => attention_output::launch_unchecked::<f16>,
             false => attention_output::launch_unchecked::<f32>,

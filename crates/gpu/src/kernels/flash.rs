@@ -599,7 +599,10 @@ fn attend_split(
 }
 
 /// Splits of a unit whose sums are on their way at once.
-const SPLITS_AHEAD: usize = 6;
+pub const SPLITS_AHEAD: usize = 6;
+
+/// Groups of units that take splits in turn, where there are several.
+pub const SPLIT_GROUPS: usize = 4;
 
 /// Most splits of a row's attention.
 pub const MOST_SPLITS: usize = 256;

@@ -11,7 +11,7 @@ use super::copies::{arrive, begin, copy, expect, place_of, shared_float, shared_
 use super::dot::{Four, Quad, Weights, dot_bytes};
 use super::exchange::{lay_two, receive, send};
 use super::fetch::load_x;
-use super::flash::{FlashShape, MOST_SPLITS, SplitSums};
+use super::flash::{FlashShape, MOST_SPLITS, SPLIT_GROUPS as GROUPS, SPLITS_AHEAD as AHEAD, SplitSums};
 use super::hyper::Hyper;
 use super::join::{fetch, fetch_control, join_output, place_of_part};
 use super::plane::{lane, plane, plane_total};
@@ -39,10 +39,8 @@ const TURN: usize = 4096;
 /// Fewest places for pieces that are worth it.
 const FEWEST_PLACES: usize = 8;
 
-/// Groups of units that take splits in turn, as where joining them is a kernel of its own.
-const GROUPS: usize = 4;
-/// Splits of a unit whose sums are on their way at once.
-const AHEAD: usize = 6;
+/// Most rotary channels: a unit each fetches its angle.
+const MOST_ANGLES: usize = 64;
 
 /// What attention left of a row: see [`flash`](super::flash::flash).
 #[derive(CubeType, CubeLaunch)]
@@ -88,10 +86,7 @@ impl OutputShape {
         (shared, join): (usize, usize),
     ) -> Option<Self> {
         let heads = flash.heads * flash.attend.row.width;
-        let with = |places| OutputShape { cubes, heads, groups, low, width, places };
-        let least = with(0).shared_bytes() + join;
-        let places = shared.saturating_sub(least) / (PIECE_BYTES + 16);
-        let o = with(places);
+        let o = OutputShape { cubes, heads, groups, low, width, places: 0 }.with_room(shared, join);
         let fits = [heads, low, width].iter().all(|v| v.is_multiple_of(cubes))
             && cubes.is_multiple_of(groups)
             && flash.attend.row.width.is_multiple_of(o.channels())
@@ -102,8 +97,15 @@ impl OutputShape {
             && o.rows_fit(o.group(), o.first_rows())
             && o.rows_fit(low, o.last_rows())
             && (PIECE / o.group()).is_multiple_of(PIECE / low)
-            && places >= FEWEST_PLACES;
+            && flash.attend.row.rotary <= MOST_ANGLES
+            && o.places >= FEWEST_PLACES;
         fits.then_some(o)
+    }
+
+    /// The same with as many places as there is room for.
+    pub fn with_room(self, shared: usize, join: usize) -> Self {
+        let least = OutputShape { places: 0, ..self }.shared_bytes() + join;
+        OutputShape { places: shared.saturating_sub(least) / (PIECE_BYTES + 16), ..self }
     }
 
     /// Whether a cube's `rows` rows of so many columns are whole pieces, and a piece has a plane for each of its rows.
@@ -132,6 +134,10 @@ impl OutputShape {
     const fn last_rows(&self) -> usize {
         self.width / self.cubes
     }
+    /// Products of a cube that are held at once.
+    const fn products(&self) -> usize {
+        if self.first_rows() > self.last_rows() { self.first_rows() } else { self.last_rows() }
+    }
     /// A cube's pieces of the first matrix.
     const fn first_pieces(&self) -> u32 {
         (self.first_rows() * self.group() / PIECE) as u32
@@ -154,9 +160,9 @@ impl OutputShape {
     }
     const fn shared_bytes(&self) -> usize {
         let inputs = self.longest() + self.longest() / 8;
-        let joined = 16 * GROUPS * self.channels() / 4 + 8 * MOST_SPLITS;
+        let joined = 16 * GROUPS * self.channels() / 4 + 8 * MOST_SPLITS + 4 * (MOST_ANGLES + 1);
         // And something for alignment.
-        self.places * (PIECE_BYTES + 16) + inputs + joined + 4 * (self.first_rows() + self.last_rows()) + 512
+        self.places * (PIECE_BYTES + 16) + inputs + joined + 4 * self.products() + 256
     }
 }
 
@@ -211,7 +217,7 @@ pub fn attention_output<E: Float>(
     let ring = Ring::new(o);
     let x = row_of(o);
     let (sums, end) = lay_of_head(&of_head, splits);
-    let mut products = Shared::<[f32]>::new_slice(comptime!(usize::max(o.first_rows(), o.last_rows())));
+    let mut products = Shared::<[f32]>::new_slice(comptime!(o.products()));
     sync_cube();
     if plane() == PLANES {
         ring.fill(first, last, o);
@@ -600,7 +606,7 @@ mod tests {
             OutputShape::new(cubes, flash(heads), sizes, (shared, JOIN)).is_some()
         };
         assert!(new(128, 64, (8, 8192, 4096), SHARED));
-        // Too little shared memory; cubes with channels of two groups; rows that are no whole turns.
+        // Too little shared memory; a number of cubes that does not divide; rows of either matrix that are no whole turns.
         assert!(!new(128, 64, (8, 8192, 4096), 99 << 10));
         assert!(!new(100, 64, (8, 8192, 4096), SHARED));
         assert!(!new(128, 32, (8, 8192, 4096), SHARED));
