@@ -212,6 +212,12 @@ pub struct Expert {
 /// Units of both matrices that are on their way while one is multiplied.
 const UNITS_AHEAD: usize = 2;
 
+/// Units of a small plane. There a lane has so many units of long rows that a compiler takes minutes for unrolled loops: no
+/// more than so many are.
+const SMALL_PLANE: usize = 8;
+/// See above.
+const MOST_UNROLLED: usize = 16;
+
 /// Weighted hidden activations of a (row, expert) pair along y: `hidden [n * (used + 1), I]`, the shared expert's, which
 /// [`route`] left, last of each row. A cube takes `per_cube` of the I; if that is whole blocks of 32, it quantizes them.
 #[cube(launch_unchecked)]
@@ -239,7 +245,8 @@ pub fn hidden(
     // Units of a row that a lane has.
     let units =
         comptime!(turns(gate.format, gate.input, gate.plane) * steps(gate.format, gate.input, gate.plane));
-    let together = comptime!(gate.format == up.format && units > 0);
+    let few = comptime!(gate.plane > SMALL_PLANE || rows * units <= MOST_UNROLLED);
+    let together = comptime!(gate.format == up.format && units > 0 && few);
     let mut coming = Sequence::<Held>::new();
     if comptime!(together) {
         #[unroll]
@@ -255,10 +262,10 @@ pub fn hidden(
     let mut ups = Shared::<[f32]>::new_slice(per_cube);
     let mut index = Array::<u32>::new(1usize);
     index[0] = if comptime!(s.staged) { 0u32.runtime() } else { row as u32 };
-    #[unroll]
-    for r in 0..rows {
-        let mut both = Array::<f32>::new(2usize);
-        if comptime!(together) {
+    if comptime!(together) {
+        #[unroll]
+        for r in 0..rows {
+            let mut both = Array::<f32>::new(2usize);
             both[0] = 0.0f32;
             both[1] = 0.0f32;
             #[unroll]
@@ -284,14 +291,20 @@ pub fn hidden(
                     gate.format,
                 );
             }
-        } else {
-            both[0] = dot_row(gate, x, &tables, &staged, from + r, &index);
-            both[1] = dot_row(up, x, &tables, &staged, from + r, &index);
+            let (g, u) = (plane_total(both[0]), plane_total(both[1]));
+            if lane() == 0 && own < per_cube {
+                gates[own + r] = g;
+                ups[own + r] = u;
+            }
         }
-        let (g, u) = (plane_total(both[0]), plane_total(both[1]));
-        if lane() == 0 && own < per_cube {
-            gates[own + r] = g;
-            ups[own + r] = u;
+    } else {
+        for r in 0..rows {
+            let g = plane_total(dot_row(gate, x, &tables, &staged, from + r, &index));
+            let u = plane_total(dot_row(up, x, &tables, &staged, from + r, &index));
+            if lane() == 0 && own < per_cube {
+                gates[own + r] = g;
+                ups[own + r] = u;
+            }
         }
     }
     sync_cube();
@@ -368,7 +381,7 @@ const fn ahead(format: Format, input: usize, plane: usize) -> usize {
 
 /// Row `first` of expert `slot` of a row.
 #[cube]
-fn row_of(ids: &[u32], row: usize, first: usize, #[comptime] slot: usize, #[comptime] s: Expert) -> usize {
+fn row_of(ids: &[u32], row: usize, first: usize, slot: usize, #[comptime] s: Expert) -> usize {
     ids[row * comptime!(s.used) + slot] as usize * comptime!(s.width) + first
 }
 
@@ -414,11 +427,11 @@ pub fn down_rows(
     index[0] = (place + comptime!(s.used)) as u32;
     let none = Staged::none(hidden);
     dot_rows(shared, hidden, tables, &none, first, &index, 0usize, &mut acc, per_plane, 1usize);
-    #[unroll]
-    for slot in 0..comptime!(s.used) {
-        index[0] = (if comptime!(s.staged) { slot.runtime() } else { place + slot }) as u32;
-        let ahead = comptime!(ahead(routed.format, routed.input, routed.plane));
-        if comptime!(ahead > 0) {
+    let ahead = comptime!(ahead(routed.format, routed.input, routed.plane));
+    if comptime!(ahead > 0) {
+        #[unroll]
+        for slot in 0..comptime!(s.used) {
+            index[0] = (if comptime!(s.staged) { slot.runtime() } else { place + slot }) as u32;
             let later = comptime!(slot + ahead);
             if comptime!(later < s.used) {
                 coming.push(fetch_rows(routed, row_of(ids, row, first, later, s), lane(), per_plane));
@@ -426,7 +439,10 @@ pub fn down_rows(
             let held = coming.index(slot);
             let u = lane();
             dot_turn(routed, held, hidden, tables, staged, u, &index, 0usize, &mut acc, per_plane, 1usize);
-        } else {
+        }
+    } else {
+        for slot in 0..comptime!(s.used) {
+            index[0] = (if comptime!(s.staged) { slot } else { place + slot }) as u32;
             let from = row_of(ids, row, first, slot, s);
             dot_rows(routed, hidden, tables, staged, from, &index, 0usize, &mut acc, per_plane, 1usize);
         }
