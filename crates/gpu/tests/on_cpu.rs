@@ -13,7 +13,7 @@ use device::{Language, Launched};
 use ds4_gpu::{Api, DeviceInfo, Gpu, Options};
 use ds4_model::cache::{KvFormat, Layout};
 use ds4_model::{Backend, Logits, Model, NoTap, Pass, Run, Shape, Want};
-use ds4_testkit::Synthetic;
+use ds4_testkit::{Random, Synthetic};
 use half::f16;
 use program::Program;
 use std::sync::OnceLock;
@@ -65,30 +65,24 @@ fn program(path: &str, with: &[&str]) -> Program {
     Program::new(&kernel.compiled.as_ref().unwrap().text, kernel.units)
 }
 
-/// Numbers that look random.
-struct Random(u64);
+/// Of `-1..1`.
+fn float(random: &mut Random) -> f32 {
+    random.value(1.0 / 3f32.sqrt())
+}
 
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as u32
-    }
-    /// Of `-1..1`.
-    fn float(&mut self) -> f32 {
-        (self.next() & 0xff_ffff) as f32 / (1 << 23) as f32 - 1.0
-    }
-    fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n / 4).flat_map(|_| self.next().wrapping_mul(2_654_435_761).to_le_bytes()).collect()
-    }
-    fn floats(&mut self, n: usize, scale: f32) -> Vec<u8> {
-        (0..n).flat_map(|_| (scale * self.float()).to_le_bytes()).collect()
-    }
-    /// Scales, which are positive.
-    fn scales(&mut self, n: usize, scale: f32) -> Vec<u8> {
-        (0..n).flat_map(|_| f16::from_f32(scale * (0.75 + 0.5 * self.float())).to_le_bytes()).collect()
-    }
+fn bytes(random: &mut Random, n: usize) -> Vec<u8> {
+    let mut out = vec![0; n];
+    random.bytes(&mut out);
+    out
+}
+
+fn floats(random: &mut Random, n: usize, scale: f32) -> Vec<u8> {
+    (0..n).flat_map(|_| (scale * float(random)).to_le_bytes()).collect()
+}
+
+/// Scales, which are positive.
+fn scales(random: &mut Random, n: usize, scale: f32) -> Vec<u8> {
+    (0..n).flat_map(|_| f16::from_f32(scale * (0.75 + 0.5 * float(random))).to_le_bytes()).collect()
 }
 
 /// A row of activations in all forms: f32, int8, scales, sums, f16.
@@ -107,11 +101,11 @@ struct Streams {
 
 impl Streams {
     fn new(random: &mut Random) -> Self {
-        let mix = random.floats(64, 1.0);
+        let mix = floats(random, 64, 1.0);
         Streams {
-            streams: random.floats(STREAMS * WIDTH, 1.0),
+            streams: floats(random, STREAMS * WIDTH, 1.0),
             mix,
-            control: random.scales(24 * STREAMS * WIDTH, 0.1),
+            control: scales(random, 24 * STREAMS * WIDTH, 0.1),
             partial: vec![0; 4 * PARTS * NUMBERS],
         }
     }
@@ -124,22 +118,25 @@ fn told() -> [Vec<u8>; 2] {
 
 #[test]
 fn output_of_attention_in_one_kernel_is_that_in_three() {
+    let combine = program("kernels::flash::combine", &["form: Quantized", "groups: 4"]);
+    let project = program("kernels::project::project_quantized", &["per_cube: 32"]);
+    let join = program("kernels::join::project_join", &["f16", "controls: 24"]);
+    let one = program("kernels::output::attention_output", &["f16", "controls: 24"]);
     for splits in [13, 100] {
-        let r = &mut Random(88_172_645_463_325_252);
-        let mut partial = r.floats(splits * HEADS, 3.0);
+        let r = &mut Random::new(1);
+        let mut partial = floats(r, splits * HEADS, 3.0);
         let mut stats: Vec<u8> = (0..64 * splits)
-            .flat_map(|_| [2.0 * r.float(), 0.1 + r.float().abs()])
+            .flat_map(|_| [2.0 * float(r), 0.1 + float(r).abs()])
             .flat_map(f32::to_le_bytes)
             .collect();
-        let (mut sinks, mut angles) = (r.floats(64, 1.0), r.floats(256, 1.0));
-        let (mut first, mut first_scales) = (r.bytes(LOW * 4096), r.scales(LOW * 128, 0.001));
-        let (mut last, mut last_scales) = (r.bytes(WIDTH * LOW), r.scales(WIDTH * LOW / 32, 0.001));
+        let (mut sinks, mut angles) = (floats(r, 64, 1.0), floats(r, 256, 1.0));
+        let (mut first, mut first_scales) = (bytes(r, LOW * 4096), scales(r, LOW * 128, 0.001));
+        let (mut last, mut last_scales) = (bytes(r, WIDTH * LOW), scales(r, WIDTH * LOW / 32, 0.001));
         let mut expected = Streams::new(r);
         let mut got = expected.clone();
         let mut words = vec![0; 4096];
 
         let [mut values, mut quants, mut scales, mut sums, mut halves] = forms(HEADS);
-        let combine = program("kernels::flash::combine", &["form: Quantized", "groups: 4"]);
         combine.run(
             [64, 1, 1],
             &[0, 8, splits as u32],
@@ -156,7 +153,6 @@ fn output_of_attention_in_one_kernel_is_that_in_three() {
             ],
         );
         let [mut low, mut low_quants, mut low_scales, mut low_sums, mut low_halves] = forms(LOW);
-        let project = program("kernels::project::project_quantized", &["per_cube: 32"]);
         project.run(
             [LOW as u32 / 32, 1, 1],
             &[1],
@@ -175,7 +171,6 @@ fn output_of_attention_in_one_kernel_is_that_in_three() {
                 &mut low_halves,
             ],
         );
-        let join = program("kernels::join::project_join", &["f16", "controls: 24"]);
         let e = &mut expected;
         join.run(
             [PARTS as u32, 1, 1],
@@ -197,7 +192,7 @@ fn output_of_attention_in_one_kernel_is_that_in_three() {
 
         let [mut told, mut turn] = told();
         let g = &mut got;
-        program("kernels::output::attention_output", &["f16", "controls: 24"]).run(
+        one.run(
             [PARTS as u32, 1, 1],
             &[8, splits as u32],
             &mut [
@@ -225,23 +220,23 @@ fn output_of_attention_in_one_kernel_is_that_in_three() {
 
 /// The router, and gate and up of the shared expert.
 fn products(random: &mut Random) -> [Vec<u8>; 5] {
-    let mut q8 = || [random.bytes(HIDDEN * WIDTH), random.scales(HIDDEN * WIDTH / 32, 0.001)];
+    let mut q8 = || [bytes(random, HIDDEN * WIDTH), scales(random, HIDDEN * WIDTH / 32, 0.001)];
     let ([gate, gate_scales], [up, up_scales]) = (q8(), q8());
-    [random.scales(EXPERTS * WIDTH, 0.1), gate, gate_scales, up, up_scales]
+    [scales(random, EXPERTS * WIDTH, 0.1), gate, gate_scales, up, up_scales]
 }
 
 #[test]
 fn products_that_mix_their_input_are_those_of_the_mix() {
-    let r = &mut Random(88_172_645_463_325_252);
-    let mut streams = r.floats(STREAMS * WIDTH, 1.0);
-    let mut partial = r.floats(PARTS * NUMBERS, 1.0);
+    let r = &mut Random::new(1);
+    let mut streams = floats(r, STREAMS * WIDTH, 1.0);
+    let mut partial = floats(r, PARTS * NUMBERS, 1.0);
     // Products of streams with themselves are positive.
     for numbers in partial.chunks_exact_mut(4 * NUMBERS) {
         for pair in [0, 4, 7, 9] {
             numbers[4 * (24 + pair)..][..4].copy_from_slice(&100f32.to_le_bytes());
         }
     }
-    let (mut control, mut norm) = (r.floats(64, 0.5), r.floats(WIDTH, 1.0));
+    let (mut control, mut norm) = (floats(r, 64, 0.5), floats(r, WIDTH, 1.0));
     let [mut router, mut gate, mut gate_scales, mut up, mut up_scales] = products(r);
     let outputs = || [vec![0; 4 * 64], vec![0; 4 * HIDDEN], vec![0; 4 * HIDDEN]];
 

@@ -14,5 +14,5 @@ pub use compare::{Difference, compare};
 pub use fixture::Fixture;
 pub use idle::Idle;
 pub use npy::{Array, NpyError, NpyWriter, read_npy};
-pub use synthetic::Synthetic;
+pub use synthetic::{Random, Synthetic};
 pub use taps::{NpyTaps, Taps};

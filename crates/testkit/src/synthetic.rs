@@ -278,10 +278,11 @@ impl Content {
 }
 
 /// Splitmix64: fast, and good enough for noise.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Self {
+    /// The sequence of a seed.
+    pub fn new(seed: u64) -> Self {
         Random(seed.wrapping_mul(0xd134_2543_de82_ef95) ^ 0x5851_f42d_4c95_7f2d)
     }
 
@@ -292,14 +293,15 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn bytes(&mut self, out: &mut [u8]) {
+    /// Fills `out`.
+    pub fn bytes(&mut self, out: &mut [u8]) {
         for chunk in out.chunks_mut(8) {
             chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
         }
     }
 
     /// Uniform, of mean 0 and standard deviation `std`.
-    fn value(&mut self, std: f32) -> f32 {
+    pub fn value(&mut self, std: f32) -> f32 {
         let unit = (self.next() >> 40) as f32 / (1 << 24) as f32;
         (2.0 * unit - 1.0) * std * 3f32.sqrt()
     }

@@ -212,11 +212,11 @@ pub struct Expert {
 /// Units of both matrices that are on their way while one is multiplied.
 const UNITS_AHEAD: usize = 2;
 
-/// Units of a small plane. There a lane has so many units of long rows that a compiler takes minutes for unrolled loops: no
-/// more than so many are.
+/// Units of a small plane. There a lane has so many units of long rows that a compiler takes minutes where their loop is
+/// unrolled.
 const SMALL_PLANE: usize = 8;
-/// See above.
-const MOST_UNROLLED: usize = 16;
+/// Most units of a lane, of all its rows, for which it is unrolled there nevertheless.
+const MOST_TOGETHER: usize = 16;
 
 /// Weighted hidden activations of a (row, expert) pair along y: `hidden [n * (used + 1), I]`, the shared expert's, which
 /// [`route`] left, last of each row. A cube takes `per_cube` of the I; if that is whole blocks of 32, it quantizes them.
@@ -245,7 +245,7 @@ pub fn hidden(
     // Units of a row that a lane has.
     let units =
         comptime!(turns(gate.format, gate.input, gate.plane) * steps(gate.format, gate.input, gate.plane));
-    let few = comptime!(gate.plane > SMALL_PLANE || rows * units <= MOST_UNROLLED);
+    let few = comptime!(gate.plane > SMALL_PLANE || rows * units <= MOST_TOGETHER);
     let together = comptime!(gate.format == up.format && units > 0 && few);
     let mut coming = Sequence::<Held>::new();
     if comptime!(together) {
@@ -291,20 +291,13 @@ pub fn hidden(
                     gate.format,
                 );
             }
-            let (g, u) = (plane_total(both[0]), plane_total(both[1]));
-            if lane() == 0 && own < per_cube {
-                gates[own + r] = g;
-                ups[own + r] = u;
-            }
+            leave(both[0], &mut gates, own + r, per_cube);
+            leave(both[1], &mut ups, own + r, per_cube);
         }
     } else {
         for r in 0..rows {
-            let g = plane_total(dot_row(gate, x, &tables, &staged, from + r, &index));
-            let u = plane_total(dot_row(up, x, &tables, &staged, from + r, &index));
-            if lane() == 0 && own < per_cube {
-                gates[own + r] = g;
-                ups[own + r] = u;
-            }
+            leave(dot_row(gate, x, &tables, &staged, from + r, &index), &mut gates, own + r, per_cube);
+            leave(dot_row(up, x, &tables, &staged, from + r, &index), &mut ups, own + r, per_cube);
         }
     }
     sync_cube();
@@ -325,6 +318,15 @@ pub fn hidden(
         }
     }
     store_four(&mut out, pair + row, first / 4 + k, v, valid);
+}
+
+/// Leaves the plane's sum at a place; planes beyond the last row have none.
+#[cube]
+fn leave(share: f32, out: &mut Shared<[f32]>, place: usize, #[comptime] places: usize) {
+    let total = plane_total(share);
+    if lane() == 0 && place < places {
+        out[place] = total;
+    }
 }
 
 /// Rows of activations in shared memory, if they are wanted there. The whole cube takes part, and meets before it reads

@@ -34,7 +34,8 @@ struct Cube {
     std::vector<Plane> planes;
     std::map<uint32_t, Barrier> barriers;
     std::vector<Copy> copies;
-    Meeting meetings[16];
+    // Of all units, and of some.
+    Meeting all, some;
 };
 
 static Unit *unit;
@@ -71,14 +72,14 @@ switch_stacks:
 
 static void let_others() { switch_stacks(&unit->stack, scheduler); }
 
-static void meet(Meeting &m, int units, bool wait) {
+static void meet(Meeting &m, int units) {
     uint32_t passed = m.passed;
     if (++m.here == units) {
         m.here = 0;
         m.passed++;
         progress = true;
     }
-    while (wait && m.passed == passed) let_others();
+    while (m.passed == passed) let_others();
 }
 
 // CUDA's words.
@@ -93,13 +94,13 @@ static void meet(Meeting &m, int units, bool wait) {
 #define warpSize 32u
 
 static unsigned __activemask() { return ~0u; }
-static void __syncthreads() { meet(unit->cube->meetings[0], unit->cube->units.size(), true); }
+static void __syncthreads() { meet(unit->cube->all, unit->cube->units.size()); }
 
 static uint64_t exchange(uint64_t value, unsigned from) {
     Plane &plane = unit->cube->planes[unit->place / 32];
     plane.given[unit->place % 32] = value;
     if (plane.meeting.here == 31) memcpy(plane.taken, plane.given, sizeof plane.taken);
-    meet(plane.meeting, 32, true);
+    meet(plane.meeting, 32);
     return plane.taken[from % 32];
 }
 static void __syncwarp() { exchange(0, 0); }
@@ -157,10 +158,6 @@ template <class... T> static void store_shared(uint32_t place, T... values) {
 template <class... T> static void store_global(uint64_t place, T... values) {
     store(global_at(place, (sizeof values + ...)), values...);
 }
-static void meet_at(unsigned which, int units, bool wait) {
-    if (which == 0 || which > 15) wrong("no such barrier of a cube");
-    meet(unit->cube->meetings[which], units, wait);
-}
 static Barrier &barrier(uint32_t bar) {
     auto found = unit->cube->barriers.find(bar);
     if (found == unit->cube->barriers.end()) wrong("no barrier");
@@ -195,18 +192,6 @@ static void copy(uint32_t to, uint64_t from, uint32_t bar, uint32_t bytes) {
     unit->cube->copies.push_back({place, global_at(from, 16), bytes, bar, now + 1 + rand() % 4});
     progress = true;
 }
-static uint32_t prmt(uint32_t low, uint32_t high, uint32_t by) {
-    uint64_t both = uint64_t(high) << 32 | low;
-    uint32_t out = 0;
-    for (int i = 0; i < 4; i++) {
-        unsigned pick = by >> (4 * i) & 15;
-        uint8_t byte = both >> (8 * (pick & 7));
-        if (pick & 8) byte = byte & 128 ? 255 : 0;
-        out |= uint32_t(byte) << (8 * i);
-    }
-    return out;
-}
-
 static void run_unit() {
     (*body)();
     unit->done = progress = true;
